@@ -1,0 +1,1 @@
+"""Train generative image models and convert them to bundles for the service."""

@@ -1,0 +1,157 @@
+"""NADE: the chain rule with one hidden layer whose weights all conditionals share."""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from export.layers import bernoulli_log_prob, logit, scan, sum_dims, thresholds
+from export.model import FamilyConfig, GenerativeModel
+from service.manifest import Noise, Role
+
+
+class Config(FamilyConfig):
+    """Hyperparameters.
+
+    Attributes:
+        hidden: H, number of hidden units.
+        init_std: Standard deviation of the initial weights. The output biases start at the
+            logits of the mean training image, so that step 0 is the independent model.
+    """
+
+    hidden: int = Field(default=500, gt=0)
+    init_std: float = Field(default=0.05, gt=0)
+
+
+class Model(GenerativeModel):
+    """p(x_d = 1 | x_<d) = σ(V_d·h_d + b_d) with h_d = σ(c + W_<d x_<d), pixels in raster order.
+
+    The activation a_d = c + W_<d x_<d is carried from pixel to pixel, so that all D conditionals
+    cost O(DH). V is not tied to W: 2DH + D + H parameters.
+
+    Source:
+        Larochelle, Murray, "The Neural Autoregressive Distribution Estimator", AISTATS 2011,
+        equations 4 to 6; Uria et al., arXiv:1605.02226, section 2.
+    """
+
+    Config = Config
+    density = "exact"
+    ordering = "raster"
+
+    def build(self, config: Config) -> None:
+        """Create W, V (D, H), b (D,) and c (H,)."""
+        shape = (self.image.num_dims, config.hidden)
+        self.W = nn.Parameter(config.init_std * torch.randn(shape))
+        self.V = nn.Parameter(config.init_std * torch.randn(shape))
+        self.b = nn.Parameter(torch.zeros(shape[0]))
+        self.c = nn.Parameter(torch.zeros(shape[1]))
+
+    @property
+    def noise(self) -> Noise:
+        """One uniform draw per pixel."""
+        return Noise(prior="uniform", shape=self.image.shape, latent=False)
+
+    def initialize(self, images: Tensor) -> None:
+        """Start as the independent model: V_d·h_d + b_d is the logit of the mean pixel at h = ½."""
+        mean = images.flatten(1).float().mean(dim=0) / 255
+        with torch.no_grad():
+            self.b.copy_(logit(mean.clamp(1e-4, 1 - 1e-4)) - self.V.sum(dim=1) / 2)
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        """Return log p(x) in nats, (N, C, H, W) -> (N,)."""
+        log_prob: Tensor = OneSweep.apply(images.flatten(1), self.W, self.V, self.b, self.c)  # type: ignore[no-untyped-call]
+        return log_prob
+
+    def graphs(self) -> dict[Role, nn.Module]:
+        """Return the two graphs; both scan over the pixels with one state of (N, H)."""
+        return {"generate": Generate(self), "log_prob": LogProb(self)}
+
+
+class OneSweep(torch.autograd.Function):
+    """log p(x) whose gradient is found in the same sweep over the pixels.
+
+    ∂ log p(x_d | x_<d) / ∂l_d = x_d - σ(l_d) is known as soon as the logit is. So the gradient
+    with respect to a_d is summed up on the way, G_d = Σ_{e ≤ d} ∂/∂a_e, and
+    ∂/∂W_k = Σ_{d > k} ∂/∂a_d · x_k = x_k (G_D - G_k): no second sweep, and two (N, H) states
+    instead of D of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, W: Tensor, V: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        """Compute log p(x), (N, D) -> (N,), and the gradients for a sum over the batch."""
+        (num_rows, num_dims), num_hidden = values.shape, W.shape[1]
+        columns = values.t().contiguous()
+        activation = c.repeat(num_rows, 1)  # a_d
+        hidden, slope = torch.empty_like(activation), torch.empty_like(activation)
+        gradient = torch.zeros_like(activation)  # G_d
+        logits, errors = torch.empty_like(columns), torch.empty_like(columns)
+        before, grad_V = values.new_empty(2, num_dims, num_hidden)
+        for d in range(num_dims):
+            torch.sigmoid(activation, out=hidden)
+            torch.addmv(b[d].expand(num_rows), hidden, V[d], out=logits[d])
+            torch.sub(columns[d], torch.sigmoid(logits[d]), out=errors[d])
+            torch.mv(hidden.t(), errors[d], out=grad_V[d])
+            torch.addcmul(hidden, hidden, hidden, value=-1, out=slope)  # h (1 - h)
+            gradient.addcmul_(slope.mul_(V[d]), errors[d][:, None])
+            torch.mv(gradient.t(), columns[d], out=before[d])
+            activation.addr_(columns[d], W[d])
+        grad_W = columns @ gradient - before
+        ctx.save_for_backward(grad_W, grad_V, errors.sum(dim=1), gradient.sum(dim=0))
+        return bernoulli_log_prob(columns, logits).sum(dim=0)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients, which are for equally weighted images."""
+        weights = grad_outputs[0]
+        if not torch.equal(weights, weights[:1].expand_as(weights)):
+            raise ValueError("NADE's one sweep needs equal weights: reduce by sum or mean")
+        return None, *(weights[0] * gradient for gradient in ctx.saved_tensors)
+
+
+class Generate(nn.Module):
+    """noise -> image: Sigmoid, Gemm, Less, Cast and Gemm per pixel."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.W, self.V, self.b, self.c = model.W, model.V, model.b, model.c
+
+    def forward(
+        self, noise: Tensor, temperature: Tensor, known: Tensor, known_mask: Tensor
+    ) -> Tensor:
+        """Sample, (N, C, H, W) -> (N, C, H, W)."""
+        limits = thresholds(noise, temperature, known, known_mask)
+
+        def step(activation: Tensor, pixel: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            W, V, b, limit = pixel  # (1, H), (H, 1), (1, 1), (N, 1)
+            logits = torch.addmm(b, torch.sigmoid(activation), V)
+            value = (limit < logits).to(activation.dtype)
+            return torch.addmm(activation, value, W), value + 0
+
+        start = self.c + 0 * noise.flatten(1)[:, :1]
+        slices = (self.W[:, None], self.V[:, :, None], self.b[:, None, None], limits.t()[..., None])
+        _, values = scan(step, start, slices)
+        return values[..., 0].t().reshape(noise.shape)
+
+
+class LogProb(nn.Module):
+    """image -> log_prob, conditional_log_prob in O(NH) memory besides the answer."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.W, self.V, self.b, self.c = model.W, model.V, model.b, model.c
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Score, (N, C, H, W) -> (N,), (N, C, H, W)."""
+        values = image.flatten(1)
+
+        def step(activation: Tensor, pixel: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            W, V, b, value = pixel  # (1, H), (H, 1), (1, 1), (N, 1)
+            logits = torch.addmm(b, torch.sigmoid(activation), V)
+            return torch.addmm(activation, value, W), logits + 0
+
+        start = self.c + 0 * (values[:, :1] > 0.5).to(values.dtype)
+        slices = (self.W[:, None], self.V[:, :, None], self.b[:, None, None], values.t()[..., None])
+        _, logits = scan(step, start, slices)
+        conditionals = bernoulli_log_prob(values, logits[..., 0].t())
+        return sum_dims(conditionals), conditionals.reshape(image.shape)

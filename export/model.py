@@ -1,0 +1,144 @@
+"""What every family offers to training, conversion and evaluation."""
+
+import math
+from abc import ABC, abstractmethod
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, ClassVar, Literal
+
+import lightning
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from export import families
+from export.recipe import Recipe, TrainingConfig
+from service.manifest import Density, Image, Noise, Role
+
+Batch = tuple[Tensor, Tensor]
+
+
+class FamilyConfig(BaseModel):
+    """Hyperparameters of a family; every family file defines its own `Config`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GenerativeModel(lightning.LightningModule, ABC):
+    """A model of one family: how it is trained, and the graphs that it becomes.
+
+    A family with a tractable likelihood or bound defines `log_prob` and is trained by maximum
+    likelihood as written here; others override the training hooks.
+
+    Args:
+        config: The family's hyperparameters.
+        image: The images to model.
+        num_classes: Number of labels; 0 without.
+        training: Optimizer and schedule.
+    """
+
+    Config: ClassVar[type[FamilyConfig]]
+    density: ClassVar[Density]
+    ordering: ClassVar[Literal["raster"] | None] = None
+
+    def __init__(
+        self, config: FamilyConfig, image: Image, num_classes: int, training: TrainingConfig
+    ) -> None:
+        super().__init__()
+        self.image = image
+        self.num_classes = num_classes
+        self.training_config = training
+        self.build(config)
+
+    @abstractmethod
+    def build(self, config: Any) -> None:
+        """Create the parameters."""
+
+    @property
+    @abstractmethod
+    def noise(self) -> Noise:
+        """What the generator consumes."""
+
+    @abstractmethod
+    def graphs(self) -> dict[Role, nn.Module]:
+        """Return the modules to convert; their `forward` arguments name the graph's inputs.
+
+        `generate` takes `noise` and perhaps `temperature`, `known` and `known_mask`, and returns
+        the image. `log_prob` takes `image` and returns log_prob (N,) in nats and, for exact
+        models, conditional_log_prob (N, C, H, W).
+        """
+
+    def num_parameters(self) -> int:
+        """Count the free parameters of the shipped model."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def initialize(self, images: Tensor) -> None:
+        """Choose initial values that depend on the data; called once, before the first step.
+
+        Args:
+            images: All training images, shape (N, C, H, W), uint8.
+        """
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        """Return log p(x), or a lower bound on it, in nats.
+
+        Args:
+            images: Shape (N, C, H, W), in [0, 1].
+
+        Returns:
+            Shape (N,).
+        """
+        raise TypeError(f"{type(self).__name__} is {self.density}: it has no log_prob")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Return the mean negative log-likelihood of a batch, in nats per image."""
+        loss = -self.log_prob(batch[0]).mean()
+        self.log("train_nll", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the mean negative log-likelihood of held-out images, in nats per image."""
+        if self.density != "implicit":
+            nll = -self.log_prob(batch[0]).mean()
+            self.log("val_nll", nll, prog_bar=True, batch_size=len(batch[0]))
+
+    def configure_optimizers(self) -> Any:
+        """Use AdamW with the recipe's schedule, one step of it per batch."""
+        training = self.training_config
+        optimizer = torch.optim.AdamW(
+            self.parameters(),
+            lr=training.learning_rate,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
+        )
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(training, step, num_steps)
+        )
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def learning_rate_factor(training: TrainingConfig, step: int, num_steps: int) -> float:
+    """Return what the learning rate is multiplied by at a step: warm-up, then the schedule."""
+    warmup = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
+    if training.schedule == "constant":
+        return warmup
+    return warmup * 0.5 * (1 + math.cos(math.pi * min(step / num_steps, 1.0)))
+
+
+def family_names() -> list[str]:
+    """List the families: the modules of `export.families`."""
+    return sorted(module.name for module in iter_modules(families.__path__))
+
+
+def build_model(recipe: Recipe, image: Image, num_classes: int) -> GenerativeModel:
+    """Create the model of a recipe, untrained.
+
+    Raises:
+        ValueError: There is no such family, or its hyperparameters break a rule.
+    """
+    if recipe.family not in family_names():
+        raise ValueError(f"no family {recipe.family!r}; there are: {', '.join(family_names())}")
+    family: type[GenerativeModel] = import_module(f"export.families.{recipe.family}").Model
+    config = family.Config.model_validate(recipe.model)
+    return family(config, image, num_classes, recipe.training)

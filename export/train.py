@@ -1,0 +1,380 @@
+"""Training by PyTorch Lightning: reproducible, resumable at every epoch, with a film of samples."""
+
+import csv
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from export.data import Images, Split, load_split
+from export.model import Batch, GenerativeModel, build_model
+from export.recipe import FilmConfig, Recipe
+from service.images import to_pixels
+from service.manifest import Image
+from service.noise import draw
+
+CHECKPOINT_FILE = "last.ckpt"
+RECIPE_FILE = "recipe.json"
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.csv"
+FILM_ARRAYS_FILE = "film.npz"
+
+_REPORTED_PACKAGES = ("torch", "lightning", "onnx", "onnxruntime", "numpy")
+
+Position = tuple[int, int]
+
+
+class EpochSampler(Sampler[Position]):
+    """Shuffle anew in each epoch, as a function of (seed, epoch) alone."""
+
+    def __init__(self, num_images: int, seed: int) -> None:
+        self._num_images = num_images
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch to iterate over; Lightning calls this, after a resume too."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num_images
+
+    def __iter__(self) -> Iterator[Position]:
+        order = np.random.default_rng([self._seed, self._epoch]).permutation(self._num_images)
+        return ((self._epoch, int(index)) for index in order)
+
+
+class ImageDataset(Dataset[Batch]):
+    """Images in memory, handed out as whole batches in [0, 1].
+
+    Args:
+        images: What to hand out.
+        draw_seed: Where given, each epoch draws 0 or 1 with the grey level as probability.
+    """
+
+    def __init__(self, images: Images, draw_seed: int | None = None) -> None:
+        self._pixels = images.pixels
+        self._labels = torch.from_numpy(images.labels)
+        self._draw_seed = draw_seed
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitems__(self, positions: Sequence[Position]) -> Batch:
+        epochs, rows = np.array(positions).T
+        values = self._pixels[rows] / np.float32(255)
+        if self._draw_seed is not None:
+            seeds = (epochs + (self._draw_seed << 32)).astype(np.uint64)
+            uniforms = draw("uniform", seeds, rows.astype(np.uint64), values.shape[1:])
+            values = (uniforms < values).astype(np.float32)
+        return torch.from_numpy(values), self._labels[torch.from_numpy(rows)]
+
+
+class Averaging(EMAWeightAveraging):
+    """Moving average of the weights, which others can look through."""
+
+    @contextmanager
+    def averaged(self, model: lightning.LightningModule) -> Iterator[None]:
+        """Give the model its averaged weights for a while."""
+        if self._average_model is None:
+            yield
+            return
+        self._swap_models(model)
+        try:
+            yield
+        finally:
+            self._swap_models(model)
+
+
+class Reseeding(Callback):
+    """Seed torch at the start of each epoch, so that a resumed epoch draws what it would have."""
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Seed from (recipe's seed, epoch)."""
+        seed = np.random.SeedSequence([pl_module.training_config.seed, trainer.current_epoch])
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+class Diary(Callback):
+    """Seconds and metrics of every epoch, kept in the checkpoint."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.epochs: list[dict[str, float]] = []
+        self._began = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"seconds": self.seconds, "epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a run again."""
+        self.seconds, self.epochs = state_dict["seconds"], list(state_dict["epochs"])
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Start the clock."""
+        self._began = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Write down the epoch, before the checkpoint is saved."""
+        self.seconds += time.monotonic() - self._began
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.epochs.append({"epoch": trainer.current_epoch, "seconds": self.seconds, **metrics})
+
+
+class Film(Callback):
+    """The same noise drawn at points of the training that are even on a logarithmic scale."""
+
+    def __init__(self, config: FilmConfig, averaging: Averaging | None) -> None:
+        self._config = config
+        self._averaging = averaging
+        self._moments: set[int] = set()
+        self.frames: list[NDArray[np.uint8]] = []
+        self.num_batches: list[int] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"frames": self.frames, "num_batches": self.num_batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a run again."""
+        self.frames = list(state_dict["frames"])
+        self.num_batches = list(state_dict["num_batches"])
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Choose the moments, and draw the untrained model."""
+        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        self._moments = film_moments(total, self._config.frames)
+        if not self.frames:
+            self._draw(pl_module, 0)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw where a moment has come."""
+        done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
+        if done in self._moments:
+            self._draw(pl_module, done)
+
+    def _draw(self, model: GenerativeModel, num_batches: int) -> None:
+        num_images = self._config.rows * self._config.columns
+        averaged = self._averaging.averaged(model) if self._averaging else nullcontext()
+        with averaged:
+            self.frames.append(draw_images(model, num_images))
+        self.num_batches.append(num_batches)
+
+
+def film_moments(num_batches: int, num_frames: int) -> set[int]:
+    """Return after how many batches to draw, even on a logarithmic scale, the last included."""
+    return {round(num_batches ** (k / (num_frames - 1))) for k in range(num_frames)} | {num_batches}
+
+
+def draw_images(model: GenerativeModel, num_images: int) -> NDArray[np.uint8]:
+    """Draw images of seed 0 with the current weights, in evaluation mode.
+
+    Returns:
+        Shape (N, H, W) or (N, H, W, C).
+    """
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        inputs = generator_inputs(model, num_images)
+        image: Tensor = model.graphs()["generate"](*inputs.values())
+    model.train(was_training)
+    return to_pixels(image.cpu().numpy())
+
+
+def generator_inputs(model: GenerativeModel, num_images: int) -> dict[str, Tensor]:
+    """Return neutral inputs of the generate graph: the noise of seed 0, nothing known."""
+    indices = np.arange(num_images, dtype=np.uint64)
+    noise = torch.from_numpy(
+        draw(model.noise.prior, np.zeros_like(indices), indices, model.noise.shape)
+    )
+    inputs = {"noise": noise}
+    if model.ordering is not None:
+        unknown = torch.zeros(num_images, *model.image.shape)
+        inputs |= {"temperature": torch.ones(num_images), "known": unknown, "known_mask": unknown}
+    return {name: value.to(model.device) for name, value in inputs.items()}
+
+
+def train(
+    recipe: Recipe, run: Path, *, restart: bool = False, stop_after: int | None = None
+) -> None:
+    """Train a recipe, or go on where an earlier call stopped.
+
+    Args:
+        recipe: What to train.
+        run: Folder of checkpoints and measurements.
+        restart: Forget what the folder holds.
+        stop_after: Stop in good order after so many epochs in all; a later call goes on.
+
+    Raises:
+        FileNotFoundError: The data is missing.
+        ValueError: The folder holds a run of another recipe.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    _claim(run, recipe, restart)
+    checkpoint = run / CHECKPOINT_FILE
+    split = load_split(recipe.data)
+    model = new_model(recipe, split)
+
+    averaging = Averaging(decay=recipe.training.ema_decay) if recipe.training.ema_decay else None
+    diary, film = Diary(), Film(recipe.film, averaging)
+    saving = ModelCheckpoint(run, filename=Path(CHECKPOINT_FILE).stem, enable_version_counter=False)
+    callbacks: list[Callback] = [Reseeding(), diary, film, saving]
+    if averaging:
+        callbacks.append(averaging)
+    trainer = lightning.Trainer(
+        max_epochs=recipe.training.epochs if stop_after is None else stop_after,
+        callbacks=callbacks,
+        logger=False,
+        precision=recipe.training.precision,
+        gradient_clip_val=recipe.training.gradient_clip or None,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=10,
+    )
+    resumed = checkpoint if checkpoint.is_file() else None
+    about = provenance() | {"initial_nll": initial_nll(model, split)}
+    trainer.fit(
+        model,
+        *_loaders(recipe, split),
+        ckpt_path=resumed,
+        weights_only=False,  # our own checkpoint: the film's frames are numpy arrays
+    )
+    trainer.save_checkpoint(checkpoint)
+    finished = len(diary.epochs) >= recipe.training.epochs
+    _write_metrics(run, diary.epochs)
+    np.savez_compressed(
+        run / FILM_ARRAYS_FILE, frames=np.stack(film.frames), num_batches=film.num_batches
+    )
+    about |= {"finished": finished, "seconds": round(diary.seconds, 1), "last": diary.epochs[-1]}
+    (run / RUN_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def initial_nll(model: GenerativeModel, split: Split, num_images: int = 1000) -> float | None:
+    """Measure the mean negative log-likelihood of test images before the first step, in nats.
+
+    The cheapest test there is: zero output biases give D·ln 2, biases at the logits of the mean
+    pixel the independent model.
+    """
+    if model.density == "implicit":
+        return None
+    images = torch.from_numpy(split.test.pixels[:num_images] / np.float32(255))
+    with torch.no_grad():
+        return float(-model.log_prob(images).mean())
+
+
+def new_model(recipe: Recipe, split: Split) -> GenerativeModel:
+    """Create a recipe's model with the initial weights that its seed and data give."""
+    torch.manual_seed(recipe.training.seed)
+    channels, height, width = split.train.pixels.shape[1:]
+    values = "8-bit" if recipe.data.binarization == "none" else "binary"
+    image = Image(shape=(channels, height, width), values=values)
+    model = build_model(recipe, image, len(split.classes))
+    model.initialize(torch.from_numpy(split.train.pixels))
+    return model
+
+
+def load_model(recipe: Recipe, run: Path, split: Split) -> GenerativeModel:
+    """Load the trained weights of a run, averaged where the recipe says so.
+
+    Raises:
+        FileNotFoundError: The run has no checkpoint.
+    """
+    path = run / CHECKPOINT_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run `python -m export train {recipe.name}`")
+    model = new_model(recipe, split)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    model.load_state_dict(checkpoint["state_dict"])
+    return model.eval()
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """Read what is known of a run: seconds, versions, figures before and after training."""
+    content: dict[str, Any] = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    return content
+
+
+def _claim(run: Path, recipe: Recipe, restart: bool) -> None:
+    path = run / RECIPE_FILE
+    text = recipe.model_dump_json(indent=2)
+    if path.is_file() and not restart and path.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{run} holds a run of another recipe: give --restart to forget it, or --name for a "
+            "run of its own"
+        )
+    if restart:
+        for name in (CHECKPOINT_FILE, RUN_FILE, METRICS_FILE, FILM_ARRAYS_FILE):
+            (run / name).unlink(missing_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _loaders(recipe: Recipe, split: Split) -> tuple[DataLoader[Batch], DataLoader[Batch] | None]:
+    training = recipe.training
+    dataset = ImageDataset(split.train, training.seed if split.train_pixels_are_grey else None)
+    if not len(dataset):
+        raise ValueError(f"{recipe.data.source} has no training images left")
+    batch_size = min(training.batch_size, len(dataset))
+    train_loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EpochSampler(len(dataset), training.seed),
+        collate_fn=_as_is,
+        drop_last=True,
+    )
+    if not len(split.validation):
+        return train_loader, None
+    positions = [(0, index) for index in range(len(split.validation))]
+    validation_loader = DataLoader(
+        ImageDataset(split.validation),
+        batch_size=min(500, len(positions)),
+        sampler=positions,
+        collate_fn=_as_is,
+    )
+    return train_loader, validation_loader
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _write_metrics(run: Path, epochs: list[dict[str, float]]) -> None:
+    names = list(dict.fromkeys(name for epoch in epochs for name in epoch))
+    with (run / METRICS_FILE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(epochs)
+
+
+def provenance() -> dict[str, Any]:
+    """Tell where a run takes place: machine, revision of this code, versions of the libraries."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+        "revision": revision(),
+        "versions": {name: package_version(name) for name in _REPORTED_PACKAGES},
+    }
+
+
+def revision() -> str:
+    """Return the revision of this code, `unknown` outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    folder = Path(__file__).parent
+    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or "unknown"

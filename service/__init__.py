@@ -1,0 +1,1 @@
+"""Serve bundles of generative image models over HTTP, without torch."""

@@ -1,0 +1,237 @@
+"""Arrays to and from pictures: PNG, WebP, JPEG, GIF, APNG and npy; grids and strips."""
+
+import base64
+import binascii
+import io
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
+
+from service.manifest import Image
+
+UInt8Array = NDArray[np.uint8]
+FloatArray = NDArray[np.float32]
+PictureFormat = Literal["png", "webp", "jpeg"]
+AnimationFormat = Literal["gif", "webp", "apng"]
+
+# A picture that claims more pixels is refused before a single one is decoded.
+MAX_PICTURE_PIXELS = 4096 * 4096
+
+_READABLE = ("PNG", "JPEG", "WEBP", "GIF")
+
+
+def to_pixels(images: FloatArray) -> UInt8Array:
+    """Round images in [0, 1] to grey levels.
+
+    Args:
+        images: Shape (N, C, H, W).
+
+    Returns:
+        0…255, shape (N, H, W) for one channel, else (N, H, W, C).
+    """
+    levels = np.rint(images * np.float32(255)).clip(0, 255).astype(np.uint8)
+    return levels[:, 0] if levels.shape[1] == 1 else levels.transpose(0, 2, 3, 1)
+
+
+def from_pixels(pixels: NDArray[np.generic], image: Image) -> FloatArray:
+    """Turn grey levels 0…255 into what graphs take, shape (N, C, H, W) in [0, 1].
+
+    Args:
+        pixels: Shape (N, H, W) or (N, H, W, C), integers or floats in 0…255.
+        image: The shape to fit.
+
+    Raises:
+        ValueError: The shape or a value does not fit; the text says what would.
+    """
+    channels, height, width = image.shape
+    shapes = [(height, width, channels)] + ([(height, width)] if channels == 1 else [])
+    if pixels.ndim < 2 or pixels.shape[1:] not in shapes:
+        expected = " or ".join(f"(N, {', '.join(map(str, shape))})" for shape in shapes)
+        raise ValueError(f"images must have shape {expected}, got {pixels.shape}")
+    levels = pixels.astype(np.float32)
+    if not ((levels >= 0) & (levels <= 255)).all():  # NaN fails both
+        raise ValueError("pixels must be numbers from 0 to 255")
+    scaled = levels.reshape(-1, height, width, channels) / np.float32(255)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def near_square_columns(num_images: int) -> int:
+    """Return the number of columns of the grid nearest to a square."""
+    return math.ceil(math.sqrt(num_images))
+
+
+def grid(pixels: UInt8Array, columns: int) -> UInt8Array:
+    """Lay images out row by row without gaps; missing ones are black.
+
+    Args:
+        pixels: Shape (N, H, W) or (N, H, W, C).
+        columns: Images per row.
+
+    Returns:
+        Shape (rows·H, columns·W) or (rows·H, columns·W, C).
+    """
+    num_images, height, width, *channels = pixels.shape
+    rows = -(-num_images // columns)
+    cells = np.zeros((rows * columns, height, width, *channels), dtype=np.uint8)
+    cells[:num_images] = pixels
+    cells = cells.reshape(rows, columns, height, width, *channels).swapaxes(1, 2)
+    return cells.reshape(rows * height, columns * width, *channels)
+
+
+def enlarge(pixels: UInt8Array, scale: int) -> UInt8Array:
+    """Repeat each pixel `scale` times along the first two axes."""
+    return pixels if scale == 1 else pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def encode_picture(pixels: UInt8Array, picture_format: PictureFormat) -> bytes:
+    """Encode one picture, shape (H, W) or (H, W, 3); PNG and WebP keep every pixel exactly."""
+    buffer = io.BytesIO()
+    picture = PillowImage.fromarray(np.ascontiguousarray(pixels))
+    match picture_format:
+        case "png":
+            picture.save(buffer, "png", compress_level=1)
+        case "webp":
+            picture.save(buffer, "webp", lossless=True, quality=50, method=2)
+        case "jpeg":
+            picture.save(buffer, "jpeg", quality=95)
+    return buffer.getvalue()
+
+
+def encode_animation(
+    frames: Sequence[UInt8Array], animation_format: AnimationFormat, durations_s: Sequence[float]
+) -> bytes:
+    """Encode an endless animation; WebP and APNG keep every pixel exactly, GIF 256 colours.
+
+    Args:
+        frames: Pictures of one shape, (H, W) or (H, W, 3).
+        animation_format: How to encode.
+        durations_s: How long each frame is shown; GIF rounds to hundredths.
+    """
+    buffer = io.BytesIO()
+    first, *rest = (PillowImage.fromarray(np.ascontiguousarray(frame)) for frame in frames)
+    milliseconds = [max(10, round(1000 * duration)) for duration in durations_s]
+    options: dict[str, object] = {"save_all": True, "append_images": rest, "loop": 0}
+    options["duration"] = milliseconds if rest else milliseconds[0]
+    match animation_format:
+        case "gif":
+            first.save(buffer, "gif", **options)
+        case "webp":
+            first.save(buffer, "webp", lossless=True, quality=50, method=2, **options)
+        case "apng":
+            first.save(buffer, "png", **options)
+    return buffer.getvalue()
+
+
+def encode_npy(array: NDArray[np.generic]) -> bytes:
+    """Encode an array in NumPy's own format."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_npy(content: bytes) -> NDArray[np.generic]:
+    """Decode an array in NumPy's own format, without ever unpickling.
+
+    Raises:
+        ValueError: The content is damaged, holds objects, or claims more data than it has.
+    """
+    buffer = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(buffer)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran_order, dtype = read_header(buffer)
+    except (ValueError, KeyError, SyntaxError, TypeError) as error:
+        raise ValueError("the body is no .npy array") from error
+    data = content[buffer.tell() :]
+    # Checked by hand, so that a short body cannot ask for a huge allocation.
+    if dtype.hasobject or len(data) != dtype.itemsize * math.prod(shape):
+        raise ValueError(f"the .npy header claims {dtype} {shape}, which the body does not hold")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
+
+
+def decode_picture(
+    content: bytes, image: Image, *, resize: bool = False, convert: bool = False
+) -> UInt8Array:
+    """Decode an uploaded picture into pixels of a model's shape.
+
+    Args:
+        content: PNG, JPEG, WebP or GIF.
+        image: The shape to fit.
+        resize: Scale a picture of another size instead of refusing it.
+        convert: Turn colour into grey or grey into colour instead of refusing it.
+
+    Returns:
+        Shape (H, W) or (H, W, 3).
+
+    Raises:
+        ValueError: It is no picture, too large, or of another size or colour; the text says what
+            to do.
+    """
+    channels, height, width = image.shape
+    try:
+        with PillowImage.open(io.BytesIO(content), formats=_READABLE) as picture:
+            if picture.width * picture.height > MAX_PICTURE_PIXELS:
+                raise ValueError(
+                    f"the picture has {picture.width}×{picture.height} pixels, more than "
+                    f"{MAX_PICTURE_PIXELS}"
+                )
+            if picture.size != (width, height) and not resize:
+                raise ValueError(
+                    f"the picture is {picture.width}×{picture.height}, the model takes "
+                    f"{width}×{height}: scale it, or send resize=true"
+                )
+            mode = "L" if channels == 1 else "RGB"
+            if picture.mode != mode and not convert:
+                _refuse_mode(picture, mode)
+            upright = _on_white(picture).convert(mode)
+            if upright.size != (width, height):
+                upright = upright.resize((width, height), PillowImage.Resampling.LANCZOS)
+            return np.asarray(upright, dtype=np.uint8)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"not a readable picture; send one of {', '.join(_READABLE)}") from error
+    except PillowImage.DecompressionBombError as error:
+        raise ValueError(f"the picture has more than {MAX_PICTURE_PIXELS} pixels") from error
+
+
+def _refuse_mode(picture: PillowImage.Image, mode: str) -> None:
+    # A palette or one bit per pixel is only another way to store grey or colour.
+    grey = picture.mode in {"1", "L", "I;16"}
+    if picture.mode == "P":
+        palette = np.asarray(picture.convert("RGB"))
+        grey = bool((palette == palette[..., :1]).all())
+    stored_otherwise = picture.mode in {"1", "P"} and grey == (mode == "L")
+    if not stored_otherwise:
+        kinds = {"L": "grey", "RGB": "colour"}
+        raise ValueError(
+            f"the picture's mode is {picture.mode}, the model takes {kinds[mode]} ({mode}): "
+            "convert it, or send convert=true"
+        )
+
+
+def _on_white(picture: PillowImage.Image) -> PillowImage.Image:
+    if not picture.has_transparency_data:
+        return picture
+    rgba = picture.convert("RGBA")
+    white = PillowImage.new("RGBA", rgba.size, "white")
+    return PillowImage.alpha_composite(white, rgba)
+
+
+def decode_base64(text: str) -> bytes:
+    """Decode base64, with or without the `data:` prefix of a data URL.
+
+    Raises:
+        ValueError: The text is no base64.
+    """
+    _, _, payload = text.rpartition("base64,")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except binascii.Error as error:
+        raise ValueError("not base64") from error
