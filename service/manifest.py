@@ -35,6 +35,7 @@ Operation = Literal["sample", "interpolate", "log_prob"]
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
@@ -145,7 +146,7 @@ class Manifest(Document):
     ordering: Literal["raster"] | None = None
     num_parameters: PositiveInt
     graphs: dict[Role, Graph]
-    files: dict[str, Sha256]
+    files: dict[FileName, Sha256]
     metrics: tuple[Metric, ...] = ()
     training: Training
 
@@ -197,8 +198,8 @@ def sha256_of(path: Path) -> str:
 
 def version_folders(store: Path) -> list[tuple[str, int, Path]]:
     """List the bundles of a store as (name, version, folder), sorted; other entries are skipped."""
-    found = []
-    for folder in store.glob("*/*/"):
-        if re.fullmatch(r"[1-9][0-9]*", folder.name) and not folder.parent.name.startswith("."):
-            found.append((folder.parent.name, int(folder.name), folder))
-    return sorted(found)
+    return sorted(
+        (folder.parent.name, int(folder.name), folder)
+        for folder in store.glob("*/*/")
+        if re.fullmatch(r"[1-9][0-9]*", folder.name) and not folder.parent.name.startswith(".")
+    )

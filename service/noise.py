@@ -78,7 +78,7 @@ def random_bits(
     shape = len(seeds), -(-num_words // 4)  # (N, blocks of four words)
     block = np.broadcast_to(np.arange(shape[1], dtype=np.uint64), shape)
     low, high = _halves(indices)
-    counter = (block, np.uint64(stream), np.broadcast_to(low, shape), high)
+    counter = (block, np.full_like(low, stream), np.broadcast_to(low, shape), high)
     words = philox(counter, _halves(seeds))
     return words.reshape(len(seeds), -1)[:, :num_words]
 

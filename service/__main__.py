@@ -1,0 +1,47 @@
+"""Run the server: `python -m service`."""
+
+import logging
+import sys
+
+import uvicorn
+from pydantic import ValidationError
+
+from service.app import create_app
+from service.settings import Settings
+
+
+def main() -> None:
+    """Serve until a signal ends it."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = f"PTHETA_{'_'.join(str(part) for part in problem['loc'])}".upper()
+            print(f"{name}: {problem['msg']}", file=sys.stderr)
+        sys.exit(2)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("uvicorn.error").name = "server"
+    _print_where_to_click(settings)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,  # service.access logs with request ids
+        log_config=None,
+        timeout_graceful_shutdown=round(settings.drain_timeout_s),
+    )
+
+
+def _print_where_to_click(settings: Settings) -> None:
+    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
+    base = f"http://{host}:{settings.port}"
+    print(f"ptheta serves {settings.model_store} at {base}")
+    print(f"  {base}/docs             every route, to try out")
+    print(f"  {base}/sample?n=64      a picture")
+    print(f"  {base}/models           what is served")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The ASGI application: routes, one error shape, request ids."""
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import (
+    InferenceFailedError,
+    MalformedRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    ProblemError,
+)
+from service.routes import health, interpolate, log_prob, models, sample
+from service.routes.documentation import PROBLEM, Problem
+from service.routes.endpoint import json_bytes
+from service.service import Service
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("service.access")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+DESCRIPTION = """
+Generative image models: sample, interpolate, and ask how likely an image is.
+
+Every model is a deterministic function of noise: the same request with the same seed gives the
+same bytes. Likelihoods are natural logarithms, in nats per image.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Make the application; its lifespan loads the models and drains at the end.
+
+    Args:
+        settings: What the operator chose.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service = app.state.service = Service(settings)
+        service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="ptheta",
+        version="0.1.0",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        exception_handlers={
+            ProblemError: _render_problem,
+            HTTPException: _render_http_exception,
+            Exception: _render_bug,
+        },
+    )
+    for routes in (sample, interpolate, log_prob, models, health):
+        app.include_router(routes.router)
+    app.add_middleware(RequestContext)
+    app.add_route("/", _front_page, include_in_schema=False)
+    _document_problem(app)
+    return app
+
+
+class RequestContext:
+    """Gives every request an id, and logs its end.
+
+    Pure ASGI: Starlette's BaseHTTPMiddleware would hide that a client has gone.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+        began = time.monotonic()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            access_logger.info(
+                "%s %s %d %.1fms %s",
+                scope["method"],
+                scope["path"],
+                status,
+                1000 * (time.monotonic() - began),
+                request_id,
+            )
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text: str = value.decode("latin-1")
+            if _REQUEST_ID.fullmatch(text):
+                return text
+    return secrets.token_hex(8)
+
+
+async def _render_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)
+    content: dict[str, Any] = {
+        "type": error.slug,
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "error": error.detail,
+        "request_id": request.state.request_id,
+        **error.extensions,
+    }
+    return Response(
+        json_bytes(content), status_code=error.status, headers=error.headers, media_type=PROBLEM
+    )
+
+
+async def _render_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    match error.status_code:
+        case 404:
+            problem: ProblemError = NotFoundError(f"there is nothing at {path}; see /docs")
+        case 405:
+            problem = MethodNotAllowedError(f"{path} does not answer {request.method}; see /docs")
+        case _:
+            problem = MalformedRequestError("the request cannot be read")
+    response = await _render_problem(request, problem)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _render_bug(request: Request, error: Exception) -> Response:
+    logger.error("request %s failed", request.state.request_id, exc_info=error)
+    response = await _render_problem(request, InferenceFailedError())
+    # This answer is sent from outside of the middleware that adds the id.
+    response.headers["X-Request-ID"] = request.state.request_id
+    return response
+
+
+async def _front_page(request: Request) -> Response:
+    return RedirectResponse("docs")
+
+
+def _document_problem(app: FastAPI) -> None:
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas["Problem"] = schema
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

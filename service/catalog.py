@@ -1,0 +1,224 @@
+"""The model store in memory: every bundle verified, loaded and warm before it is served."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from service.batcher import Workers
+from service.errors import (
+    LogProbUndefinedError,
+    NoLatentSpaceError,
+    UnknownModelError,
+    UnsupportedOperationError,
+)
+from service.graph import Graph, Session
+from service.manifest import (
+    GOLDEN_FILE,
+    Manifest,
+    Operation,
+    Role,
+    read_manifest,
+    sha256_of,
+    version_folders,
+)
+from service.model import Model
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_OUTPUTS: dict[Role, set[str]] = {
+    "generate": {"image"},
+    "log_prob": {"log_prob"},
+    "encode": {"mean", "log_var"},
+}
+# Another processor rounds differently, and a pixel drawn right at its threshold then changes the
+# pixels after it: a sampler must reproduce this share of the golden rows, other graphs all.
+_GOLDEN_SHARE = {"generate": 0.7, "log_prob": 1.0, "encode": 1.0}
+_GOLDEN_TOLERANCE = 2e-3
+
+
+class BrokenBundleError(ValueError):
+    """A bundle is not what its manifest says; it is not served."""
+
+
+class Catalog:
+    """All models of the store, by name and version.
+
+    Args:
+        settings: Where the store is, and the limits of the queues.
+        workers: Where the graphs run.
+    """
+
+    def __init__(self, settings: Settings, workers: Workers) -> None:
+        self._settings = settings
+        self._workers = workers
+        self._versions: dict[str, dict[int, Model]] = {}
+        self.broken: dict[str, str] = {}
+
+    def load(self) -> None:
+        """Load every bundle of the store; broken ones are left out and told by `broken`.
+
+        Raises:
+            FileNotFoundError: There is no store.
+        """
+        store = self._settings.model_store
+        if not store.is_dir():
+            raise FileNotFoundError(f"there is no model store at {store}; set PTHETA_MODEL_STORE")
+        for name, version, folder in version_folders(store):
+            try:
+                model = load_bundle(folder, self._make_graph)
+            except (BrokenBundleError, OSError, ValueError) as error:
+                logger.error("%s@%d is broken and not served: %s", name, version, error)
+                self.broken[f"{name}@{version}"] = str(error)
+            else:
+                self._versions.setdefault(name, {})[version] = model
+        logger.info("loaded %s", ", ".join(self.references()) or "no model")
+
+    def models(self) -> list[Model]:
+        """List all versions of all models."""
+        return [
+            model for _, versions in sorted(self._versions.items()) for model in versions.values()
+        ]
+
+    def newest(self) -> list[Model]:
+        """List the newest version of each model."""
+        return [versions[max(versions)] for _, versions in sorted(self._versions.items())]
+
+    def references(self) -> list[str]:
+        """List what a request may name, as `name@version`."""
+        return [model.reference for model in self.models()]
+
+    def versions(self, name: str) -> list[int]:
+        """List the versions of a model."""
+        return sorted(self._versions.get(name, {}))
+
+    def find(self, reference: str | None, operation: Operation | None = None) -> Model:
+        """Find a model that a request names.
+
+        Args:
+            reference: `name` for the newest version, `name@version`, or None for the default.
+            operation: What it must be able to do.
+
+        Raises:
+            UnknownModelError: No such model or version.
+            UnsupportedOperationError: It cannot do this; tells which models can.
+        """
+        model = self._lookup(reference) if reference else self._default(operation)
+        if operation is not None and operation not in model.manifest.operations:
+            raise self._refusal(model, operation)
+        return model
+
+    def alternatives(self, model: Model, operation: Operation) -> list[str]:
+        """List newest models that can do what `model` cannot; for log_prob on the same shape."""
+        return [
+            other.manifest.name
+            for other in self.newest()
+            if operation in other.manifest.operations
+            and (
+                operation != "log_prob" or other.manifest.image.shape == model.manifest.image.shape
+            )
+        ]
+
+    def _lookup(self, reference: str) -> Model:
+        name, _, version = reference.partition("@")
+        versions = self._versions.get(name, {})
+        if not version and versions:
+            return versions[max(versions)]
+        if version.isascii() and version.isdigit() and int(version) in versions:
+            return versions[int(version)]
+        raise UnknownModelError(reference, self.references())
+
+    def _default(self, operation: Operation | None) -> Model:
+        if self._settings.default_model:
+            return self._lookup(self._settings.default_model)
+        models = self.newest()
+        able = [m for m in models if operation is None or operation in m.manifest.operations]
+        latent = [model for model in able if model.manifest.noise.latent]
+        for model in [*latent, *able, *models]:
+            return model
+        raise UnknownModelError("(default)", [])
+
+    def _refusal(self, model: Model, operation: Operation) -> UnsupportedOperationError:
+        alternatives = self.alternatives(model, operation)
+        if operation == "log_prob":
+            return LogProbUndefinedError(model.reference, alternatives)
+        if operation == "interpolate":
+            return NoLatentSpaceError(model.reference, alternatives)
+        reason = f"{model.reference} cannot {operation}"
+        return UnsupportedOperationError(reason, alternatives)
+
+    def _make_graph(self, session: Session, role: Role, manifest: Manifest) -> Graph:
+        return Graph(
+            session,
+            role,
+            manifest,
+            self._workers,
+            max_queue_rows=self._settings.max_queue_rows,
+            max_wait_s=self._settings.max_wait_s,
+        )
+
+
+def load_bundle(folder: Path, make_graph: Callable[[Session, Role, Manifest], Graph]) -> Model:
+    """Verify and load one bundle, and warm its graphs up on their golden arrays.
+
+    Raises:
+        BrokenBundleError: A file, a hash, a graph or a result is not what the manifest says.
+        OSError: A file cannot be read.
+        ValueError: The manifest breaks a rule.
+    """
+    manifest = read_manifest(folder)
+    if (manifest.name, str(manifest.version)) != (folder.parent.name, folder.name):
+        raise BrokenBundleError(f"{folder} holds {manifest.reference}")
+    for file, sha256 in manifest.files.items():
+        _verify(folder / file, sha256)
+    graphs: dict[Role, Graph] = {}
+    for role, graph in manifest.graphs.items():
+        path = folder / graph.file
+        _verify(path, graph.sha256)
+        try:
+            session = Session(path)
+        except Exception as error:  # the runtime's own classes share no better base
+            raise BrokenBundleError(f"{path.name} cannot be loaded: {error}") from error
+        missing = _OUTPUTS[role] - set(session.outputs)
+        if missing:
+            raise BrokenBundleError(f"{path.name} has no output {', '.join(sorted(missing))}")
+        graphs[role] = make_graph(session, role, manifest)
+    _replay_golden(folder / GOLDEN_FILE, graphs)
+    return Model(manifest, graphs, folder)
+
+
+def _verify(path: Path, sha256: str) -> None:
+    if not path.is_file():
+        raise BrokenBundleError(f"{path.name} is missing")
+    if sha256_of(path) != sha256:
+        raise BrokenBundleError(f"{path.name} is damaged: its SHA-256 is not the manifest's")
+
+
+def _replay_golden(path: Path, graphs: dict[Role, Graph]) -> None:
+    with np.load(path, allow_pickle=False) as golden:
+        for role, graph in graphs.items():
+            session = graph.session
+            try:
+                inputs = {name: golden[f"{role}.{name}"] for name in session.inputs}
+                expected = {name: golden[f"{role}.{name}"] for name in session.outputs}
+            except KeyError as error:
+                raise BrokenBundleError(f"{path.name} lacks {error}") from error
+            try:
+                outputs = session.run(inputs)
+            except Exception as error:  # as above
+                raise BrokenBundleError(f"{role} does not run: {error}") from error
+            for name, array in expected.items():
+                share = _share_of_equal_rows(outputs[name], array)
+                if share < _GOLDEN_SHARE[role]:
+                    raise BrokenBundleError(
+                        f"{role} reproduces {share:.0%} of the golden rows of {name}"
+                    )
+
+
+def _share_of_equal_rows(actual: np.ndarray, expected: np.ndarray) -> float:
+    if actual.shape != expected.shape:
+        return 0.0
+    close = np.isclose(actual, expected, rtol=1e-5, atol=_GOLDEN_TOLERANCE, equal_nan=True)
+    return float(close.reshape(len(close), -1).all(axis=1).mean())

@@ -1,0 +1,154 @@
+"""One ONNX Runtime session, and its batcher."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from service.batcher import Batcher, Rows, Stop, StoppedError, Workers
+from service.manifest import Manifest, Role
+from service.noise import draw
+
+SEED, INDEX = "seed", "index"
+"""Rows may name their noise by seed and index (both uint64) instead of carrying it."""
+
+TRUNCATION = "truncation"
+"""Rows that name their noise may scale it, (N,)."""
+
+_NEUTRAL_INPUTS = {"temperature": 1.0, "known": 0.0, "known_mask": 0.0}
+
+
+class Session:
+    """An ONNX graph in memory, run on the CPU by the calling thread.
+
+    Args:
+        path: The ONNX file.
+
+    Raises:
+        onnxruntime's own exceptions: The file is no graph that it can run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        # Several runs at once beat one wide run; each stays on its thread.
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        self.inputs = [tensor.name for tensor in self._session.get_inputs()]
+        self.outputs = [tensor.name for tensor in self._session.get_outputs()]
+
+    def run(self, inputs: Rows, stop: Stop | None = None) -> dict[str, NDArray[Any]]:
+        """Run one batch.
+
+        Args:
+            inputs: All inputs of the graph, the batch on axis 0.
+            stop: Ends the run early on request.
+
+        Returns:
+            All outputs by name.
+
+        Raises:
+            StoppedError: The run was stopped.
+        """
+        options = onnxruntime.RunOptions()
+        if stop is not None:
+            stop.on_request(lambda: setattr(options, "terminate", True))
+        try:
+            outputs = self._session.run(None, dict(inputs), options)
+        except Exception as error:
+            if stop is not None and stop.requested:
+                raise StoppedError from error
+            raise
+        return dict(zip(self.outputs, outputs, strict=True))
+
+
+class Graph:
+    """A graph of a bundle that many calls share.
+
+    Args:
+        session: The graph.
+        role: Which graph of the bundle it is.
+        manifest: What the bundle says of itself.
+        workers: Where to run.
+        max_queue_rows: Most rows that wait.
+        max_wait_s: How long to wait for company.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        role: Role,
+        manifest: Manifest,
+        workers: Workers,
+        *,
+        max_queue_rows: int,
+        max_wait_s: float,
+    ) -> None:
+        self.session = session
+        self._manifest = manifest
+        self.batcher = Batcher(
+            self.run,
+            workers,
+            max_batch_rows=manifest.graphs[role].max_batch_rows,
+            max_queue_rows=max_queue_rows,
+            max_wait_s=max_wait_s,
+        )
+
+    def run(self, parts: Sequence[Rows], stop: Stop | None = None) -> dict[str, NDArray[Any]]:
+        """Run the rows of several calls as one batch, drawing the noise of those that name seeds.
+
+        Args:
+            parts: Inputs of each call. Left out ones are neutral: temperature 1, nothing known.
+            stop: Ends the run early on request.
+
+        Returns:
+            All outputs, the rows in the order of the parts; `noise` too for a generator.
+        """
+        counts = [len(next(iter(part.values()))) for part in parts]
+        inputs = {name: self._gather(name, parts, counts) for name in self.session.inputs}
+        outputs = self.session.run(inputs, stop)
+        if "noise" in inputs:
+            outputs["noise"] = inputs["noise"]
+        return outputs
+
+    def _gather(
+        self, name: str, parts: Sequence[Rows], counts: Sequence[int]
+    ) -> NDArray[np.float32]:
+        if name == "noise" and any(SEED in part for part in parts):
+            return self._draw_noise(parts)
+        if all(name in part for part in parts):
+            rows = [part[name] for part in parts]
+            return np.ascontiguousarray(rows[0]) if len(rows) == 1 else np.concatenate(rows)
+        neutral = _NEUTRAL_INPUTS[name]
+        shape = () if name == "temperature" else self._manifest.image.shape
+        gathered = np.full((sum(counts), *shape), neutral, dtype=np.float32)
+        start = 0
+        for part, count in zip(parts, counts, strict=True):
+            if name in part:
+                gathered[start : start + count] = part[name]
+            start += count
+        return gathered
+
+    def _draw_noise(self, parts: Sequence[Rows]) -> NDArray[np.float32]:
+        noise = self._manifest.noise
+        named = [part for part in parts if SEED in part]
+        seeds = np.concatenate([part[SEED] for part in named])
+        indices = np.concatenate([part[INDEX] for part in named])
+        drawn = draw(noise.prior, seeds, indices, noise.shape)
+        pieces, start = [], 0
+        for part in parts:
+            if SEED not in part:
+                pieces.append(part["noise"])
+                continue
+            piece = drawn[start : start + len(part[SEED])]
+            start += len(piece)
+            if TRUNCATION in part:
+                piece *= part[TRUNCATION][:, None]
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

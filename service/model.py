@@ -1,0 +1,112 @@
+"""What a loaded model can do, in arrays: its graphs behind one interface."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.batcher import Outcome, Rows
+from service.errors import InferenceFailedError
+from service.graph import INDEX, SEED, Graph
+from service.manifest import Manifest, Role
+from service.noise import draw
+
+T = TypeVar("T")
+FloatArray = NDArray[np.float32]
+
+
+class Model:
+    """A bundle in memory.
+
+    Args:
+        manifest: What it is.
+        graphs: Its graphs by role.
+        folder: Where its files are.
+    """
+
+    def __init__(self, manifest: Manifest, graphs: Mapping[Role, Graph], folder: Path) -> None:
+        self.manifest = manifest
+        self.graphs = graphs
+        self.folder = folder
+
+    @property
+    def reference(self) -> str:
+        """Name and version, `nade-mnist@1`."""
+        return self.manifest.reference
+
+    @property
+    def has_temperature(self) -> bool:
+        """Whether it draws from conditionals whose logits can be divided."""
+        return "temperature" in self.graphs["generate"].session.inputs
+
+    @property
+    def has_conditionals(self) -> bool:
+        """Whether it can tell how surprising each pixel is."""
+        graph = self.graphs.get("log_prob")
+        return graph is not None and "conditional_log_prob" in graph.session.outputs
+
+    def noise_of(self, seed: int, index: int) -> FloatArray:
+        """Draw the noise of one image, of the shape that the manifest says."""
+        noise = self.manifest.noise
+        seeds, indices = np.array([seed], np.uint64), np.array([index], np.uint64)
+        drawn: FloatArray = draw(noise.prior, seeds, indices, noise.shape)[0]
+        return drawn
+
+    async def generate(
+        self,
+        rows: Rows,
+        finish: Callable[[FloatArray, FloatArray], T],
+        *,
+        timeout_s: float,
+    ) -> Outcome[T]:
+        """Turn noise into images.
+
+        Args:
+            rows: Either `noise`, or `seed` and `index` of each image; perhaps `temperature`,
+                `known` and `known_mask`.
+            finish: Makes the answer of the images (N, C, H, W) and their noise, in a worker
+                thread.
+            timeout_s: Deadline, queueing included.
+
+        Raises:
+            ProblemError: As the batcher's `submit`.
+        """
+
+        def check_and_finish(outputs: Rows) -> T:
+            image: FloatArray = outputs["image"]
+            if not np.isfinite(image).all():
+                raise InferenceFailedError(
+                    f"{self.reference} made an image that is not finite; try another seed, and "
+                    "report it"
+                )
+            return finish(image, outputs["noise"])
+
+        return await self.graphs["generate"].batcher.submit(
+            rows, check_and_finish, timeout_s=timeout_s
+        )
+
+    async def log_prob(
+        self, images: FloatArray, finish: Callable[[Rows], T], *, timeout_s: float
+    ) -> Outcome[T]:
+        """Score images.
+
+        Args:
+            images: Shape (N, C, H, W), in [0, 1]; 0 and 1 for a binary model.
+            finish: Makes the answer of `log_prob` (N,) in nats and what else the graph returns.
+            timeout_s: Deadline, queueing included.
+
+        Raises:
+            ProblemError: As the batcher's `submit`.
+        """
+        graph = self.graphs["log_prob"]
+        return await graph.batcher.submit({"image": images}, finish, timeout_s=timeout_s)
+
+
+def seeded_rows(seed: int, first_index: int, num_images: int) -> dict[str, NDArray[Any]]:
+    """Name the noise of consecutive images of one seed."""
+    return {
+        SEED: np.full(num_images, seed, dtype=np.uint64),
+        INDEX: np.arange(num_images, dtype=np.uint64) + np.uint64(first_index),
+    }

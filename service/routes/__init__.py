@@ -1,0 +1,1 @@
+"""One file per resource, with its request and response models."""

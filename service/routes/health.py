@@ -1,0 +1,43 @@
+"""GET /livez and /readyz: for supervisors and load balancers."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.routes.documentation import answers
+from service.routes.endpoint import Endpoint, json_bytes, service_of
+from service.routes.negotiation import MEDIA_TYPES
+
+router = APIRouter(route_class=Endpoint, tags=["health"])
+
+_JSON = {"application/json": {"schema": {"type": "object"}}}
+
+
+@router.get("/livez", response_class=Response, responses=answers(_JSON), summary="Alive?")
+async def livez(request: Request) -> Response:
+    """Answer as long as the process can."""
+    return Response(json_bytes({"status": "alive"}), media_type=MEDIA_TYPES["json"])
+
+
+@router.get(
+    "/readyz",
+    response_class=Response,
+    responses=answers(_JSON) | {503: {"description": "Not ready; says why.", "content": _JSON}},
+    summary="Ready for traffic?",
+)
+async def readyz(request: Request) -> Response:
+    """Answer 200 once every model is verified, loaded and warm, and until shutdown begins."""
+    service = service_of(request)
+    reason = service.unreadiness()
+    content: dict[str, object] = {"status": "ready" if reason is None else "not ready"}
+    if reason is not None:
+        content["reason"] = reason
+    content["models"] = service.catalog.references()
+    if service.catalog.broken:
+        content["broken"] = service.catalog.broken
+    return Response(
+        json_bytes(content),
+        status_code=200 if reason is None else 503,
+        media_type=MEDIA_TYPES["json"],
+        headers={"Cache-Control": "no-store"},
+    )

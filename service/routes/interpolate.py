@@ -1,0 +1,212 @@
+"""POST and GET /interpolate: walks through latent space."""
+
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Query
+from numpy.typing import NDArray
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.errors import InvalidRequestError, NoLatentSpaceError
+from service.images import (
+    encode_animation,
+    encode_npy,
+    encode_picture,
+    enlarge,
+    grid,
+    to_pixels,
+)
+from service.latents import Method, path_through
+from service.model import Model
+from service.routes.documentation import ANIMATIONS, answers
+from service.routes.endpoint import (
+    Endpoint,
+    json_bytes,
+    server_timing,
+    service_of,
+    timeout_s,
+)
+from service.routes.fields import (
+    CommaSeparated,
+    ModelReference,
+    RequestModel,
+    Scale,
+    Seed,
+    TimeoutMs,
+    Truncation,
+)
+from service.routes.negotiation import MEDIA_TYPES, choose_format
+from service.routes.sample import Coordinate, cache_headers, is_known_to_client
+from service.service import Service
+
+router = APIRouter(route_class=Endpoint, tags=["generate"])
+
+FORMATS = ("json", "png", "gif", "webp", "apng", "npy")
+MIN_ANCHORS, MAX_ANCHORS = 2, 64
+
+FloatArray = NDArray[np.float32]
+
+
+class Anchor(RequestModel):
+    """A point to walk through: exactly one of `seed`, `latent` and `image`."""
+
+    seed: Seed | None = None
+    index: int = Field(default=0, ge=0, lt=2**63)
+    latent: list[Coordinate] | None = Field(default=None, min_length=1, max_length=65_536)
+    image: str | None = Field(default=None, description="A picture in base64.")
+
+
+class Walk(RequestModel):
+    """How to walk, and how to show it."""
+
+    model: ModelReference | None = None
+    steps: int = Field(default=8, ge=2, le=512, description="Frames per segment, ends included.")
+    method: Method | None = Field(
+        default=None, description="slerp for a normal prior, lerp for a uniform one."
+    )
+    loop: bool = Field(default=False, description="Walk back to the first anchor.")
+    truncation: Truncation = 1.0
+    format: str | None = Field(default=None, description=f"One of {', '.join(FORMATS)}.")
+    fps: int = Field(default=12, ge=1, le=60, description="Frames per second of animations.")
+    scale: Scale = 1
+    timeout_ms: TimeoutMs | None = None
+
+
+class InterpolateRequest(Walk):
+    """Where and how to walk, and how to show it."""
+
+    anchors: list[Anchor] = Field(min_length=MIN_ANCHORS, max_length=MAX_ANCHORS)
+
+
+class InterpolateQuery(Walk):
+    """A walk through the images of some seeds."""
+
+    seeds: Annotated[tuple[Seed, ...], CommaSeparated] = Field(
+        min_length=MIN_ANCHORS, max_length=MAX_ANCHORS, description="Seeds joined by commas."
+    )
+
+
+@router.post(
+    "/interpolate",
+    response_class=Response,
+    responses=answers(ANIMATIONS, 400, 404, 406, 413, 415, 422, 503, 504),
+    summary="Walk through latent space",
+)
+async def create_interpolation(request: Request, body: InterpolateRequest) -> Response:
+    """Show the images along a path; its ends are exactly the anchors' own images."""
+    model = service_of(request).find(body.model, "interpolate")
+    answer_format = choose_format(body.format, request.headers.get("accept"), FORMATS, "json")
+    return await _answer(request, model, body, body.anchors, answer_format)
+
+
+@router.get(
+    "/interpolate",
+    response_class=Response,
+    responses=answers(ANIMATIONS, 304, 404, 406, 422, 503, 504),
+    summary="Animate a walk for <img src=…>",
+)
+async def show_interpolation(
+    request: Request, query: Annotated[InterpolateQuery, Query()]
+) -> Response:
+    """Animate the path between the images of some seeds; cacheable like GET /sample."""
+    model = service_of(request).find(query.model, "interpolate")
+    answer_format = choose_format(query.format, request.headers.get("accept"), FORMATS, "webp")
+    headers = cache_headers(query, model.manifest, answer_format)
+    if is_known_to_client(request, headers):
+        return Response(status_code=304, headers=headers)
+    anchors = [Anchor(seed=seed) for seed in query.seeds]
+    response = await _answer(request, model, query, anchors, answer_format)
+    response.headers.update(headers)
+    return response
+
+
+async def _answer(
+    request: Request, model: Model, walk: Walk, anchors: list[Anchor], answer_format: str
+) -> Response:
+    service = service_of(request)
+    method = walk.method or _default_method(model)
+    num_frames = (len(anchors) - (not walk.loop)) * (walk.steps - 1) + (not walk.loop)
+    if num_frames > service.settings.max_rows:
+        raise InvalidRequestError.of_field(
+            "steps",
+            f"the path has {num_frames} frames, at most {service.settings.max_rows} are possible",
+        )
+    latents = np.stack(
+        [_latent_of(service, model, anchor, position) for position, anchor in enumerate(anchors)]
+    )
+    path = path_through(latents * np.float32(walk.truncation), walk.steps, method, loop=walk.loop)
+
+    def finish(images: FloatArray, noise: FloatArray) -> bytes:
+        if answer_format == "json":
+            return _json_answer(model, walk, method, images, noise)
+        return _encode(to_pixels(images), walk, answer_format)
+
+    outcome = await model.generate(
+        {"noise": path}, finish, timeout_s=timeout_s(request, walk.timeout_ms)
+    )
+    headers = {"X-Model": model.reference, "Server-Timing": server_timing(outcome)}
+    return Response(outcome.value, headers=headers, media_type=MEDIA_TYPES[answer_format])
+
+
+def _default_method(model: Model) -> Method:
+    return "slerp" if model.manifest.noise.prior == "normal" else "lerp"
+
+
+def _latent_of(service: Service, model: Model, anchor: Anchor, position: int) -> FloatArray:
+    pointer = f"/anchors/{position}"
+    given = [anchor.seed is not None, anchor.latent is not None, anchor.image is not None]
+    if sum(given) != 1:
+        text = "give exactly one of seed, latent and image"
+        raise InvalidRequestError(f"anchor {position}: {text}", [(pointer, text)])
+    if anchor.seed is not None:
+        return model.noise_of(anchor.seed, anchor.index)
+    if anchor.latent is not None:
+        (latent_dim,) = model.manifest.noise.shape
+        if len(anchor.latent) != latent_dim:
+            text = f"must have {latent_dim} numbers, has {len(anchor.latent)}"
+            raise InvalidRequestError(
+                f"anchor {position}: latent {text}", [(f"{pointer}/latent", text)]
+            )
+        return np.array(anchor.latent, dtype=np.float32)
+    with_encoder = [
+        other.manifest.name
+        for other in service.catalog.newest()
+        if "encode" in other.manifest.graphs
+    ]
+    raise NoLatentSpaceError(f"{model.reference} has no encoder, so it", with_encoder)
+
+
+def _encode(pixels: NDArray[np.uint8], walk: Walk, answer_format: str) -> bytes:
+    match answer_format:
+        case "npy":
+            return encode_npy(pixels)
+        case "png":
+            return encode_picture(enlarge(grid(pixels, len(pixels)), walk.scale), "png")
+    frames = [enlarge(frame, walk.scale) for frame in pixels]
+    durations_s = [1 / walk.fps] * len(frames)
+    return encode_animation(frames, answer_format, durations_s)  # type: ignore[arg-type]
+
+
+def _json_answer(
+    model: Model, walk: Walk, method: Method, images: FloatArray, noise: FloatArray
+) -> bytes:
+    last = len(images) - (not walk.loop)  # a loop ends one frame before t = 1, which is t = 0
+    frames: list[dict[str, Any]] = [
+        {
+            "t": position / last,
+            "png": encode_picture(enlarge(pixels, walk.scale), "png"),
+            "latent": noise[position].tolist(),
+        }
+        for position, pixels in enumerate(to_pixels(images))
+    ]
+    manifest = model.manifest
+    return json_bytes(
+        {
+            "model": manifest.name,
+            "version": manifest.version,
+            "method": method,
+            "frames": frames,
+        }
+    )

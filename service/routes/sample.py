@@ -1,0 +1,309 @@
+"""POST and GET /sample: images from noise."""
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query
+from numpy.typing import NDArray
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.batcher import Outcome, Rows
+from service.errors import InvalidRequestError, NoLatentSpaceError, UnsupportedOperationError
+from service.graph import TRUNCATION
+from service.images import (
+    PictureFormat,
+    encode_npy,
+    encode_picture,
+    enlarge,
+    grid,
+    near_square_columns,
+    to_pixels,
+)
+from service.manifest import Manifest
+from service.model import Model, seeded_rows
+from service.routes.documentation import PICTURES, answers
+from service.routes.endpoint import (
+    Endpoint,
+    json_bytes,
+    server_timing,
+    service_of,
+    timeout_s,
+)
+from service.routes.fields import (
+    CommaSeparated,
+    ModelReference,
+    RequestModel,
+    Scale,
+    Seed,
+    TimeoutMs,
+    Truncation,
+    Unique,
+    seed_for_json,
+)
+from service.routes.negotiation import MEDIA_TYPES, choose_format
+from service.service import Service
+
+router = APIRouter(route_class=Endpoint, tags=["generate"])
+
+FORMATS = ("json", "png", "webp", "jpeg", "npy")
+MAX_LATENT = 1e6
+
+FloatArray = NDArray[np.float32]
+Coordinate = Annotated[float, Field(ge=-MAX_LATENT, le=MAX_LATENT)]
+Label = int | str
+
+
+class SampleQuery(RequestModel):
+    """What to generate, and how to show it."""
+
+    model: ModelReference | None = None
+    n: int | None = Field(default=None, ge=1, le=65_536, description="Number of images; 1.")
+    seed: Seed | None = Field(default=None, description="Random, and told in the answer.")
+    first_index: int = Field(
+        default=0, ge=0, lt=2**63, description="Image i depends on (seed, first_index + i) alone."
+    )
+    labels: Annotated[tuple[Label, ...], CommaSeparated] | None = Field(
+        default=None, max_length=65_536, description="Class names or numbers: one, or n."
+    )
+    truncation: Truncation = 1.0
+    temperature: float = Field(default=1.0, gt=0, le=10, description="Logits are divided by it.")
+    format: str | None = Field(default=None, description=f"One of {', '.join(FORMATS)}.")
+    columns: int | None = Field(default=None, ge=1, le=1024, description="Near-square.")
+    scale: Scale = 1
+    include: Annotated[tuple[Literal["latents", "log_prob"], ...], CommaSeparated, Unique] = Field(
+        default=(), description="What else the JSON answer tells of each image."
+    )
+    timeout_ms: TimeoutMs | None = None
+
+
+class SampleRequest(SampleQuery):
+    """What to generate, and how to show it."""
+
+    latents: list[list[Coordinate]] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=65_536,
+        description="Explicit codes, (n, latent_dim), instead of a seed.",
+    )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A sample request that its model can serve.
+
+    Attributes:
+        seed: None where latents were given.
+    """
+
+    model: Model
+    rows: Rows
+    seed: int | None
+    first_index: int
+    num_images: int
+    answer_format: str
+
+
+@router.post(
+    "/sample",
+    response_class=Response,
+    responses=answers(PICTURES, 400, 404, 406, 413, 415, 422, 503, 504),
+    summary="Generate images",
+)
+async def create_sample(request: Request, body: SampleRequest) -> Response:
+    """Generate images; the same seed gives the same bytes, whatever else is being served."""
+    accept = request.headers.get("accept")
+    sampling = plan(service_of(request), body, body.latents, accept, default="json")
+    return await _answer(request, sampling, body)
+
+
+@router.get(
+    "/sample",
+    response_class=Response,
+    responses=answers(PICTURES, 304, 404, 406, 422, 503, 504),
+    summary="Generate a picture for <img src=…>",
+)
+async def show_sample(request: Request, query: Annotated[SampleQuery, Query()]) -> Response:
+    """Generate images as one picture; cacheable for ever where seed and version are given."""
+    accept = request.headers.get("accept")
+    sampling = plan(service_of(request), query, None, accept, default="png")
+    headers = cache_headers(query, sampling.model.manifest, sampling.answer_format)
+    if is_known_to_client(request, headers):
+        return Response(status_code=304, headers=headers)
+    response = await _answer(request, sampling, query)
+    response.headers.update(headers)
+    return response
+
+
+def plan(
+    service: Service,
+    query: SampleQuery,
+    latents: list[list[float]] | None,
+    accept: str | None,
+    default: str,
+) -> Sampling:
+    """Check a request against its model, before anything is queued.
+
+    Raises:
+        ProblemError: The model, a field or the format is not possible.
+    """
+    model = service.find(query.model, "sample")
+    answer_format = choose_format(query.format, accept, FORMATS, default)
+    _check_options(service, model, query)
+    if latents is None:
+        num_images = query.n or 1
+        seed = secrets.randbits(53) if query.seed is None else query.seed
+        rows = seeded_rows(seed, query.first_index, num_images)
+    else:
+        codes = _check_latents(service, model, query, latents)
+        num_images, seed, rows = len(codes), None, {"noise": codes}
+    if num_images > service.settings.max_rows:
+        raise InvalidRequestError.of_field(
+            "n", f"at most {service.settings.max_rows} images per request, not {num_images}"
+        )
+    if query.truncation != 1 and latents is not None:
+        rows["noise"] = rows["noise"] * np.float32(query.truncation)
+    elif query.truncation != 1:
+        rows[TRUNCATION] = np.full(num_images, query.truncation, dtype=np.float32)
+    if query.temperature != 1:
+        rows["temperature"] = np.full(num_images, query.temperature, dtype=np.float32)
+    return Sampling(model, rows, seed, query.first_index, num_images, answer_format)
+
+
+def cache_headers(query: RequestModel, manifest: Manifest, answer_format: str) -> dict[str, str]:
+    """Say how long an answer to a GET request stays right.
+
+    With seed and version given, for ever; with a seed alone, until a new version comes; without
+    a seed, not at all.
+    """
+    fields = query.model_dump(exclude={"timeout_ms"}, mode="json")
+    if fields.get("seed", 0) is None:
+        return {"Cache-Control": "no-store"}
+    identity = (manifest.reference, manifest.graphs["generate"].sha256, answer_format, fields)
+    digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+    is_pinned = "@" in (fields["model"] or "")
+    lifetime = "public, max-age=31536000, immutable" if is_pinned else "no-cache"
+    return {"ETag": f'"{digest}"', "Cache-Control": lifetime, "Vary": "Accept"}
+
+
+def is_known_to_client(request: Request, headers: dict[str, str]) -> bool:
+    """Tell whether `If-None-Match` names the answer that we would give."""
+    known = request.headers.get("if-none-match", "")
+    tags = {tag.strip().removeprefix("W/") for tag in known.split(",")}
+    return "ETag" in headers and bool(tags & {headers["ETag"], "*"})
+
+
+async def _answer(request: Request, sampling: Sampling, query: SampleQuery) -> Response:
+    deadline_s = timeout_s(request, query.timeout_ms)
+    model = sampling.model
+    outcomes: list[Outcome[Any]] = []
+    if "log_prob" in query.include and sampling.answer_format == "json":
+        drawn = await model.generate(sampling.rows, lambda *made: made, timeout_s=deadline_s)
+        outcomes.append(drawn)
+        images, noise = drawn.value
+        scored = await model.log_prob(
+            images,
+            lambda outputs: _json_answer(sampling, query, images, noise, outputs["log_prob"]),
+            timeout_s=deadline_s,
+        )
+        outcomes.append(scored)
+        content = scored.value
+    else:
+        made = await model.generate(sampling.rows, _encoder(sampling, query), timeout_s=deadline_s)
+        outcomes.append(made)
+        content = made.value
+    headers = {"X-Model": model.reference, "Server-Timing": server_timing(*outcomes)}
+    if sampling.seed is not None:
+        headers["X-Seed"] = str(sampling.seed)
+    return Response(content, headers=headers, media_type=MEDIA_TYPES[sampling.answer_format])
+
+
+def _encoder(sampling: Sampling, query: SampleQuery) -> Callable[[FloatArray, FloatArray], bytes]:
+    match sampling.answer_format:
+        case "json":
+            return lambda images, noise: _json_answer(sampling, query, images, noise, None)
+        case "npy":
+            return lambda images, _: encode_npy(to_pixels(images))
+    picture_format: PictureFormat = sampling.answer_format  # type: ignore[assignment]
+    columns = query.columns or near_square_columns(sampling.num_images)
+
+    def encode(images: FloatArray, _: FloatArray) -> bytes:
+        pixels = to_pixels(images)
+        sheet = pixels[0] if len(pixels) == 1 == columns else grid(pixels, columns)
+        return encode_picture(enlarge(sheet, query.scale), picture_format)
+
+    return encode
+
+
+def _json_answer(
+    sampling: Sampling,
+    query: SampleQuery,
+    images: FloatArray,
+    noise: FloatArray,
+    log_prob: FloatArray | None,
+) -> bytes:
+    described: list[dict[str, Any]] = []
+    for position, pixels in enumerate(to_pixels(images)):
+        image: dict[str, Any] = {
+            "index": sampling.first_index + position,
+            "png": encode_picture(enlarge(pixels, query.scale), "png"),
+        }
+        if "latents" in query.include:
+            image["latent"] = noise[position].tolist()
+        if log_prob is not None:
+            image["log_prob"] = float(log_prob[position])
+        described.append(image)
+    manifest = sampling.model.manifest
+    seed = None if sampling.seed is None else seed_for_json(sampling.seed)
+    return json_bytes(
+        {
+            "model": manifest.name,
+            "version": manifest.version,
+            "seed": seed,
+            "images": described,
+        }
+    )
+
+
+def _check_options(service: Service, model: Model, query: SampleQuery) -> None:
+    catalog = service.catalog
+    wants_latents = query.truncation != 1 or "latents" in query.include
+    if wants_latents and not model.manifest.noise.latent:
+        raise NoLatentSpaceError(model.reference, catalog.alternatives(model, "interpolate"))
+    if query.temperature != 1 and not model.has_temperature:
+        raise UnsupportedOperationError(
+            f"{model.reference} has no conditionals whose temperature could be set",
+            [other.manifest.name for other in catalog.newest() if other.has_temperature],
+        )
+    if "log_prob" in query.include:
+        service.find(model.reference, "log_prob")
+    if query.labels is not None:
+        raise UnsupportedOperationError(
+            f"{model.reference} is not conditional: it takes no labels",
+            [other.manifest.name for other in catalog.newest() if other.manifest.labels],
+        )
+
+
+def _check_latents(
+    service: Service, model: Model, query: SampleQuery, latents: list[list[float]]
+) -> FloatArray:
+    if not model.manifest.noise.latent:
+        alternatives = service.catalog.alternatives(model, "interpolate")
+        raise NoLatentSpaceError(model.reference, alternatives)
+    if query.seed is not None:
+        raise InvalidRequestError.of_field("seed", "give either a seed or latents")
+    if query.n not in {None, len(latents)}:
+        raise InvalidRequestError.of_field("n", f"{query.n}, but there are {len(latents)} latents")
+    (latent_dim,) = model.manifest.noise.shape
+    for position, latent in enumerate(latents):
+        if len(latent) != latent_dim:
+            raise InvalidRequestError(
+                f"latents must have shape (n, {latent_dim}); latent {position} has {len(latent)}",
+                [(f"/latents/{position}", f"must have {latent_dim} numbers")],
+            )
+    return np.array(latents, dtype=np.float32)

@@ -1,0 +1,60 @@
+"""From pixels to what a likelihood is taken of, and from nats to what clients read."""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.manifest import Image
+from service.noise import Stream, draw
+
+FloatArray = NDArray[np.float32]
+Binarize = Literal["threshold", "stochastic"]
+Status = Literal["ok", "neg_inf", "non_finite"]
+
+
+def binarize(images: FloatArray, method: Binarize, seed: int) -> FloatArray:
+    """Turn grey levels into 0 and 1.
+
+    Args:
+        images: Shape (N, C, H, W), in [0, 1].
+        method: At one half, or drawn with the grey level as probability.
+        seed: Of the stochastic draws; image i takes those of (seed, i).
+    """
+    if method == "threshold":
+        return (images >= 0.5).astype(np.float32)
+    indices = np.arange(len(images), dtype=np.uint64)
+    seeds = np.full_like(indices, seed)
+    uniforms = draw("uniform", seeds, indices, images.shape[1:], Stream.BINARIZATION)
+    return (uniforms < images).astype(np.float32)
+
+
+def bits_per_dim(log_prob: float, image: Image) -> float:
+    """Convert nats per image to bits per dimension: −log_prob / (num_dims · ln 2)."""
+    return -log_prob / (image.num_dims * math.log(2))
+
+
+def status_of(log_prob: float) -> Status:
+    """Tell a likelihood of zero from one that could not be computed."""
+    if math.isfinite(log_prob):
+        return "ok"
+    return "neg_inf" if log_prob == -math.inf else "non_finite"
+
+
+def result_of(index: int, log_prob: float, image: Image) -> dict[str, Any]:
+    """Describe the score of one image as the contract says; JSON has no infinity."""
+    status = status_of(log_prob)
+    is_ok = status == "ok"
+    return {
+        "index": index,
+        "log_prob": log_prob if is_ok else None,
+        "bits_per_dim": bits_per_dim(log_prob, image) if is_ok else None,
+        "status": status,
+    }
+
+
+def per_dim_maps(conditional_log_prob: FloatArray) -> NDArray[np.float64]:
+    """Turn log p(x_i given x_<i), (N, C, H, W), : surprise in nats, (N, H, W[, C])."""
+    surprise = -conditional_log_prob.astype(np.float64)
+    return surprise[:, 0] if surprise.shape[1] == 1 else surprise.transpose(0, 2, 3, 1)

@@ -1,0 +1,98 @@
+"""The state of the server: its models, its workers, and whether it takes requests."""
+
+import asyncio
+import logging
+from typing import Literal
+
+from service.batcher import Workers
+from service.catalog import Catalog
+from service.errors import DrainingError, ModelLoadingError
+from service.manifest import Operation
+from service.model import Model
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Phase = Literal["loading", "serving", "draining"]
+
+
+class Service:
+    """What all routes share.
+
+    Args:
+        settings: What the operator chose.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.workers = Workers(settings.threads)
+        self.catalog = Catalog(settings, self.workers)
+        self.phase: Phase = "loading"
+        self._loading: asyncio.Task[None] | None = None
+        self._failure = ""
+
+    def start(self) -> None:
+        """Begin to load the models; the server answers meanwhile that they are loading."""
+        self._loading = asyncio.create_task(self._load())
+
+    async def stop(self) -> None:
+        """Finish what is in flight, within the drain limit, and end the threads."""
+        self.phase = "draining"
+        if self._loading is not None:
+            await self._loading
+        batchers = [
+            graph.batcher for model in self.catalog.models() for graph in model.graphs.values()
+        ]
+        for batcher in batchers:
+            batcher.close()
+        try:
+            async with asyncio.timeout(self.settings.drain_timeout_s):
+                await self.workers.wait_until_idle()
+        except TimeoutError:
+            logger.warning("gave up on requests in flight after the drain limit")
+            for batcher in batchers:
+                batcher.abort()
+        await asyncio.to_thread(self.workers.close)
+
+    def find(self, reference: str | None, operation: Operation | None = None) -> Model:
+        """Find a model for a request.
+
+        Raises:
+            ModelLoadingError: The models are not loaded yet.
+            DrainingError: The server is shutting down.
+            ProblemError: As the catalog's `find`.
+        """
+        self.require_serving()
+        return self.catalog.find(reference, operation)
+
+    def require_serving(self) -> None:
+        """Refuse a request before the models are there and after the end has begun.
+
+        Raises:
+            ModelLoadingError: The models are not loaded yet.
+            DrainingError: The server is shutting down.
+        """
+        if self.phase == "loading":
+            raise ModelLoadingError
+        if self.phase == "draining":
+            raise DrainingError
+
+    def unreadiness(self) -> str | None:
+        """Say why no traffic should come here; None when it should."""
+        if self.phase == "loading":
+            return self._failure or "the models are being loaded"
+        if self.phase == "draining":
+            return "the server is shutting down"
+        if self.catalog.broken and self.settings.require_all_models:
+            return f"broken bundles: {', '.join(sorted(self.catalog.broken))}"
+        return None if self.catalog.models() else "the model store is empty"
+
+    async def _load(self) -> None:
+        try:
+            await asyncio.to_thread(self.catalog.load)
+        except Exception as error:
+            self._failure = "the model store cannot be read; see the log"
+            logger.critical("the model store cannot be read: %s", error)
+            return
+        if self.phase == "loading":
+            self.phase = "serving"

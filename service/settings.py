@@ -1,0 +1,84 @@
+"""Settings of the server, from environment variables `PTHETA_*`."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """What an operator can choose; `Settings()` reads the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="PTHETA_", frozen=True)
+
+    model_store: Path = Field(default=Path("model_store"), description="Folder of the bundles.")
+    default_model: str | None = Field(
+        default=None,
+        description="Model of requests that name none; by default the first latent one, else the "
+        "first in the store.",
+    )
+    require_all_models: bool = Field(
+        default=True,
+        description="Whether a broken bundle keeps the server from being ready. The sound ones "
+        "are served in any case.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 for any.")
+    num_threads: PositiveInt | None = Field(
+        default=None,
+        description="Runs at once, one thread each; by default the CPUs that the process may use.",
+    )
+    max_rows: PositiveInt = Field(default=1024, description="Most images per request.")
+    max_queue_rows: PositiveInt = Field(
+        default=4096, description="Most images that wait per graph; beyond, requests are refused."
+    )
+    max_wait_s: float = Field(
+        default=0.0, ge=0, description="Seconds to gather a batch; 0 never waits for company."
+    )
+    max_body_bytes: PositiveInt = Field(
+        default=16 * 2**20, description="Largest request body, in bytes."
+    )
+    default_timeout_s: PositiveFloat = Field(
+        default=30.0, description="Deadline of a request without timeout_ms, in seconds."
+    )
+    max_timeout_s: PositiveFloat = Field(
+        default=300.0, description="Longest deadline that a request may ask for, in seconds."
+    )
+    body_timeout_s: PositiveFloat = Field(
+        default=20.0, description="Seconds within which a body must have arrived."
+    )
+    drain_timeout_s: PositiveFloat = Field(
+        default=20.0, description="Seconds that requests in flight get at shutdown."
+    )
+    log_level: str = Field(default="info", description="Level of the log on stderr.")
+
+    @property
+    def threads(self) -> int:
+        """Return how many runs may take place at once."""
+        return self.num_threads or available_cpus()
+
+
+def available_cpus() -> int:
+    """Count the CPUs that this process may use: its affinity, bounded by the cgroup's quota."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = len(affinity(0)) if affinity else (os.cpu_count() or 1)
+    quota = _cgroup_quota()
+    return max(1, min(count, round(quota))) if quota else count
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    try:
+        unified = root / "cpu.max"
+        if unified.is_file():
+            quota, period = unified.read_text().split()
+        else:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
+            period = (root / "cpu/cpu.cfs_period_us").read_text()
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError):  # no cgroup, or "max": no quota
+        return None
