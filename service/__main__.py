@@ -3,10 +3,10 @@
 import logging
 import sys
 
-import uvicorn
 from pydantic import ValidationError
 
 from service.app import create_app
+from service.server import Server
 from service.settings import Settings
 
 
@@ -24,14 +24,9 @@ def main() -> None:
     )
     logging.getLogger("uvicorn.error").name = "server"
     _print_where_to_click(settings)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        access_log=False,  # service.access logs with request ids
-        log_config=None,
-        timeout_graceful_shutdown=round(settings.drain_timeout_s),
-    )
+    server = Server(create_app(settings), settings)
+    server.run()
+    sys.exit(0 if server.started else 1)
 
 
 def _print_where_to_click(settings: Settings) -> None:

@@ -13,7 +13,7 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-Phase = Literal["loading", "serving", "draining"]
+Phase = Literal["loading", "serving", "draining", "stopped"]
 
 
 class Service:
@@ -29,15 +29,20 @@ class Service:
         self.catalog = Catalog(settings, self.workers)
         self.phase: Phase = "loading"
         self._loading: asyncio.Task[None] | None = None
+        self._is_loaded = False
         self._failure = ""
 
     def start(self) -> None:
         """Begin to load the models; the server answers meanwhile that they are loading."""
         self._loading = asyncio.create_task(self._load())
 
+    def begin_drain(self) -> None:
+        """Tell load balancers to go elsewhere, but go on serving."""
+        self.phase = "draining"
+
     async def stop(self) -> None:
         """Finish what is in flight, within the drain limit, and end the threads."""
-        self.phase = "draining"
+        self.phase = "stopped"
         if self._loading is not None:
             await self._loading
         batchers = [
@@ -66,22 +71,22 @@ class Service:
         return self.catalog.find(reference, operation)
 
     def require_serving(self) -> None:
-        """Refuse a request before the models are there and after the end has begun.
+        """Refuse a request before the models are there and after the drain window.
 
         Raises:
             ModelLoadingError: The models are not loaded yet.
             DrainingError: The server is shutting down.
         """
-        if self.phase == "loading":
-            raise ModelLoadingError
-        if self.phase == "draining":
+        if self.phase == "stopped":
             raise DrainingError
+        if not self._is_loaded:
+            raise ModelLoadingError
 
     def unreadiness(self) -> str | None:
         """Say why no traffic should come here; None when it should."""
         if self.phase == "loading":
             return self._failure or "the models are being loaded"
-        if self.phase == "draining":
+        if self.phase in {"draining", "stopped"}:
             return "the server is shutting down"
         if self.catalog.broken and self.settings.require_all_models:
             return f"broken bundles: {', '.join(sorted(self.catalog.broken))}"
@@ -94,5 +99,6 @@ class Service:
             self._failure = "the model store cannot be read; see the log"
             logger.critical("the model store cannot be read: %s", error)
             return
+        self._is_loaded = True
         if self.phase == "loading":
             self.phase = "serving"

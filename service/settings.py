@@ -52,6 +52,12 @@ class Settings(BaseSettings):
     body_timeout_s: PositiveFloat = Field(
         default=20.0, description="Seconds within which a body must have arrived."
     )
+    drain_window_s: float = Field(
+        default=1.0,
+        ge=0,
+        description="Seconds after SIGTERM in which requests are still taken, while /readyz "
+        "tells load balancers to go elsewhere.",
+    )
     drain_timeout_s: PositiveFloat = Field(
         default=20.0, description="Seconds that requests in flight get at shutdown."
     )

@@ -29,6 +29,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 # Most answers are there sooner; only slower ones pay for a watch over their client.
 _WATCH_AFTER_S = 0.02
+_BODY_CHECK_S = 0.25
 
 # `curl -d` sends JSON under the name of a form unless told otherwise.
 JSON_TYPES = {"", "application/json", "application/x-www-form-urlencoded"}
@@ -47,55 +48,79 @@ class Endpoint(APIRoute):
         bind = _binder(endpoint)
 
         async def handle(request: Request) -> Response:
-            departure = request.state.departure = Departure(request)
+            watch = request.state.watch = Watch(request)
             try:
                 return await endpoint(request, **await bind(request))
             except asyncio.CancelledError:
-                if not departure.happened:
-                    raise
+                watch.acknowledge()
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
             except ClientDisconnect:
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
             finally:
-                departure.disarm()
+                watch.end()
 
         return handle
 
 
-class Departure:
-    """Cancels the work for a request when its client has gone.
+class Watch:
+    """Ends the work for a request whose body does not come or whose client has gone.
+
+    One timer serves both, and a request that is answered quickly pays for nothing else.
 
     Args:
-        request: The request; its body must have been read before `arm`.
+        request: The request, in whose task this is created.
     """
 
     def __init__(self, request: Request) -> None:
-        self.happened = False
+        self.body_is_read = request.method in {"GET", "HEAD"}
         self._request = request
         self._task = asyncio.current_task()
-        self._timer: asyncio.TimerHandle | None = None
-        self._watch: asyncio.Task[None] | None = None
-
-    def arm(self) -> None:
-        """Begin to watch after a short while."""
+        self._reason: type[SlowRequestError] | type[ClientDisconnect] | None = None
+        self._departure: asyncio.Task[None] | None = None
+        self._body_timeout_s = service_of(request).settings.body_timeout_s
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(_WATCH_AFTER_S, self._start)
+        self._body_deadline = loop.time() + self._body_timeout_s
+        self._timer = loop.call_later(_WATCH_AFTER_S, self._look)
 
-    def disarm(self) -> None:
-        """End the watch."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._watch is not None:
-            self._watch.cancel()
+    def acknowledge(self) -> None:
+        """Take note of a cancellation of the request's task.
 
-    def _start(self) -> None:
-        self._watch = asyncio.create_task(self._wait())
+        Raises:
+            SlowRequestError: The watch cancelled it because the body was too slow.
+            asyncio.CancelledError: Somebody else cancelled it.
+        """
+        if self._reason is None:
+            raise asyncio.CancelledError
+        assert self._task is not None
+        self._task.uncancel()
+        if self._reason is SlowRequestError:
+            raise SlowRequestError(self._body_timeout_s)
 
-    async def _wait(self) -> None:
+    def end(self) -> None:
+        """Stop watching."""
+        self._timer.cancel()
+        if self._departure is not None:
+            self._departure.cancel()
+
+    def _look(self) -> None:
+        if self.body_is_read:
+            self._departure = asyncio.create_task(self._wait_for_departure())
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._body_deadline:
+            self._cancel(SlowRequestError)
+        else:
+            # While the body comes, its reader notices a departure by itself.
+            self._timer = loop.call_later(_BODY_CHECK_S, self._look)
+
+    async def _wait_for_departure(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
+        self._cancel(ClientDisconnect)
+
+    def _cancel(self, reason: type[SlowRequestError] | type[ClientDisconnect]) -> None:
+        self._reason = reason
         if self._task is not None:
-            self.happened = True
             self._task.cancel()
 
 
@@ -110,24 +135,25 @@ async def read_body(request: Request) -> bytes:
 
     Raises:
         PayloadTooLargeError: It is too large, told before it is read where its length is known.
-        SlowRequestError: It came too slowly.
+        ClientDisconnect: The client went away in the middle.
     """
     settings = service_of(request).settings
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > settings.max_body_bytes:
         raise PayloadTooLargeError(settings.max_body_bytes)
-    chunks, size = [], 0
-    try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > settings.max_body_bytes:
-                    raise PayloadTooLargeError(settings.max_body_bytes)
-                chunks.append(chunk)
-    except TimeoutError as error:
-        raise SlowRequestError(settings.body_timeout_s) from error
-    request.state.departure.arm()
-    return b"".join(chunks)
+    chunks, size, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(chunk)
+        if size > settings.max_body_bytes:
+            raise PayloadTooLargeError(settings.max_body_bytes)
+        chunks.append(chunk)
+    request.state.watch.body_is_read = True
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 async def read_json(request: Request, model: type[ModelT]) -> ModelT:
@@ -216,8 +242,6 @@ def _binder(endpoint: Handler) -> Callable[[Request], Awaitable[dict[str, Any]]]
             values[query[0]] = validate_query(request, query[1])
         if body is not None:
             values[body[0]] = await read_json(request, body[1])
-        if request.method in {"GET", "HEAD"}:
-            request.state.departure.arm()
         return values
 
     return bind
