@@ -21,6 +21,7 @@ from service.errors import (
     NotFoundError,
     ProblemError,
 )
+from service.metrics import Metrics
 from service.routes import health, interpolate, log_prob, models, sample
 from service.routes.documentation import PROBLEM, Problem
 from service.routes.endpoint import Endpoint, json_bytes
@@ -120,14 +121,28 @@ class RequestContext:
             else:
                 await _serve(handle, Request(scope, receive, send), send_with_id)
         finally:
-            access_logger.info(
-                "%s %s %d %.1fms %s",
-                scope["method"],
-                scope["path"],
-                status,
-                1000 * (time.perf_counter() - began),
-                request_id,
-            )
+            route = scope["path"] if handle is not None else _route_of(scope)
+            self._note(scope, route, status, time.perf_counter() - began)
+
+    def _note(self, scope: Scope, route: str, status: int, seconds: float) -> None:
+        metrics: Metrics = scope["app"].state.service.metrics
+        method = scope["method"] if route else "other"
+        metrics.requests.labels(method, route, status).inc()
+        metrics.request_seconds.labels(route).observe(seconds)
+        if access_logger.isEnabledFor(logging.INFO):
+            record = {
+                "request_id": scope["state"]["request_id"],
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "ms": round(1000 * seconds, 2),
+            }
+            access_logger.info(json_bytes(record).decode())
+
+
+def _route_of(scope: Scope) -> str:
+    # The template, not the path: a client must not choose how many time series there are.
+    return str(getattr(scope.get("route"), "path", ""))
 
 
 async def _serve(handle: Callable[..., Any], request: Request, send: Send) -> None:
@@ -161,6 +176,7 @@ def _request_id(scope: Scope) -> str:
 
 async def _render_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
+    request.app.state.service.metrics.rejections.labels(error.slug).inc()
     content: dict[str, Any] = {
         "type": error.slug,
         "title": error.title,

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,19 @@ class Stop:
             self.requested = True
             if self._hook:
                 self._hook()
+
+
+class Observer(Protocol):
+    """Hears of what a batcher does; called on the event loop."""
+
+    def on_start(self, queue_seconds: float) -> None:
+        """A call's first rows go to a worker."""
+
+    def on_batch(self, num_rows: int, seconds: float) -> None:
+        """A run has ended."""
+
+    def on_cancelled(self, num_queued: int, num_running: int) -> None:
+        """Rows lost their caller, in the queue and in runs."""
 
 
 class StoppedError(Exception):
@@ -213,6 +226,7 @@ class Batcher:
         max_batch_rows: Most rows per run. Only a call with more rows than this is split.
         max_queue_rows: Most rows that wait; a call that would exceed it is refused.
         max_wait_s: How long to wait for company with a free worker; 0 is best on a CPU.
+        observer: Hears of calls and runs.
     """
 
     def __init__(
@@ -223,8 +237,10 @@ class Batcher:
         max_batch_rows: int,
         max_queue_rows: int,
         max_wait_s: float = 0.0,
+        observer: Observer | None = None,
     ) -> None:
         self._run = run
+        self._observer = observer
         self._workers = workers
         self.max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
@@ -315,7 +331,10 @@ class Batcher:
         now = time.monotonic()
         for part in parts:
             ticket = part.ticket
-            ticket.started_at = ticket.started_at or now
+            if not ticket.started_at:
+                ticket.started_at = now
+                if self._observer:
+                    self._observer.on_start(now - ticket.queued_at)
             ticket.batch_rows = max(ticket.batch_rows, num_rows)
             ticket.batches.append(batch)
         return batch
@@ -338,6 +357,8 @@ class Batcher:
 
     def settle(self, batch: Batch) -> None:
         """Give each call of a batch what it gets; called on the event loop."""
+        if self._observer:
+            self._observer.on_batch(batch.num_rows, batch.seconds)
         newest = batch.seconds / batch.num_rows
         weight = _NEWEST_RUN_WEIGHT if self._row_seconds else 1.0
         self._row_seconds += weight * (newest - self._row_seconds)
@@ -440,9 +461,14 @@ class Batcher:
         self._abandon(ticket)
 
     def _abandon(self, ticket: Ticket[Any]) -> None:
+        num_queued = 0
         if ticket in self._tickets:
             self._tickets.remove(ticket)
-            self.num_queued_rows -= ticket.num_rows - ticket.num_taken
+            num_queued = ticket.num_rows - ticket.num_taken
+            self.num_queued_rows -= num_queued
+        if self._observer:
+            num_running = ticket.num_taken - ticket.num_done if ticket.batches else 0
+            self._observer.on_cancelled(num_queued, num_running)
         for batch in ticket.batches:
             if all(part.ticket.done() for part in batch.parts):
                 batch.stop.request()

@@ -23,6 +23,7 @@ from service.manifest import (
     sha256_of,
     version_folders,
 )
+from service.metrics import GraphMetrics, Metrics
 from service.model import Model
 from service.settings import Settings
 
@@ -49,10 +50,12 @@ class Catalog:
     Args:
         settings: Where the store is, and the limits of the queues.
         workers: Where the graphs run.
+        metrics: What hears of them.
     """
 
-    def __init__(self, settings: Settings, workers: Workers) -> None:
+    def __init__(self, settings: Settings, workers: Workers, metrics: Metrics) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._workers = workers
         self._versions: dict[str, dict[int, Model]] = {}
         self.broken: dict[str, str] = {}
@@ -72,8 +75,11 @@ class Catalog:
             except (BrokenBundleError, OSError, ValueError) as error:
                 logger.error("%s@%d is broken and not served: %s", name, version, error)
                 self.broken[f"{name}@{version}"] = str(error)
+                self._metrics.add_broken(f"{name}@{version}")
             else:
                 self._versions.setdefault(name, {})[version] = model
+                queues = [(role, graph.batcher) for role, graph in model.graphs.items()]
+                self._metrics.add_model(model.manifest, queues)
         logger.info("loaded %s", ", ".join(self.references()) or "no model")
 
     def models(self) -> list[Model]:
@@ -157,6 +163,7 @@ class Catalog:
             self._workers,
             max_queue_rows=self._settings.max_queue_rows,
             max_wait_s=self._settings.max_wait_s,
+            metrics=GraphMetrics(self._metrics, manifest.reference, role),
         )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from service.batcher import Batcher, Rows, Stop, StoppedError, Workers
 from service.manifest import Manifest, Role
+from service.metrics import GraphMetrics
 from service.noise import draw
 
 SEED, INDEX = "seed", "index"
@@ -78,6 +79,7 @@ class Graph:
         workers: Where to run.
         max_queue_rows: Most rows that wait.
         max_wait_s: How long to wait for company.
+        metrics: Hears of calls, runs and results that are not finite.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class Graph:
         *,
         max_queue_rows: int,
         max_wait_s: float,
+        metrics: GraphMetrics,
     ) -> None:
         self.session = session
+        self.metrics = metrics
         self._manifest = manifest
         self.batcher = Batcher(
             self.run,
@@ -98,6 +102,7 @@ class Graph:
             max_batch_rows=manifest.graphs[role].max_batch_rows,
             max_queue_rows=max_queue_rows,
             max_wait_s=max_wait_s,
+            observer=metrics,
         )
 
     def run(self, parts: Sequence[Rows], stop: Stop | None = None) -> dict[str, NDArray[Any]]:

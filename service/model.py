@@ -74,18 +74,20 @@ class Model:
             ProblemError: As the batcher's `submit`.
         """
 
+        graph = self.graphs["generate"]
+
         def check_and_finish(outputs: Rows) -> T:
             image: FloatArray = outputs["image"]
-            if not np.isfinite(image).all():
+            finite = np.isfinite(image).all(axis=(1, 2, 3))
+            if not finite.all():
+                graph.metrics.on_non_finite(int((~finite).sum()))
                 raise InferenceFailedError(
                     f"{self.reference} made an image that is not finite; try another seed, and "
                     "report it"
                 )
             return finish(image, outputs["noise"])
 
-        return await self.graphs["generate"].batcher.submit(
-            rows, check_and_finish, timeout_s=timeout_s
-        )
+        return await graph.batcher.submit(rows, check_and_finish, timeout_s=timeout_s)
 
     async def log_prob(
         self, images: FloatArray, finish: Callable[[Rows], T], *, timeout_s: float
@@ -101,7 +103,12 @@ class Model:
             ProblemError: As the batcher's `submit`.
         """
         graph = self.graphs["log_prob"]
-        return await graph.batcher.submit({"image": images}, finish, timeout_s=timeout_s)
+
+        def count_and_finish(outputs: Rows) -> T:
+            graph.metrics.on_non_finite(int(np.isnan(outputs["log_prob"]).sum()))
+            return finish(outputs)
+
+        return await graph.batcher.submit({"image": images}, count_and_finish, timeout_s=timeout_s)
 
 
 def seeded_rows(seed: int, first_index: int, num_images: int) -> dict[str, NDArray[Any]]:

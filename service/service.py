@@ -8,6 +8,7 @@ from service.batcher import Workers
 from service.catalog import Catalog
 from service.errors import DrainingError, ModelLoadingError
 from service.manifest import Operation
+from service.metrics import Metrics
 from service.model import Model
 from service.settings import Settings
 
@@ -26,7 +27,8 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.workers = Workers(settings.threads)
-        self.catalog = Catalog(settings, self.workers)
+        self.metrics = Metrics()
+        self.catalog = Catalog(settings, self.workers, self.metrics)
         self.phase: Phase = "loading"
         self._loading: asyncio.Task[None] | None = None
         self._is_loaded = False

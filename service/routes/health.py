@@ -1,6 +1,7 @@
-"""GET /livez and /readyz: for supervisors and load balancers."""
+"""GET /livez, /readyz and /metrics: for supervisors, load balancers and Prometheus."""
 
 from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -41,3 +42,16 @@ async def readyz(request: Request) -> Response:
         media_type=MEDIA_TYPES["json"],
         headers={"Cache-Control": "no-store"},
     )
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses=answers({"text/plain": {"schema": {"type": "string"}}}),
+    summary="Metrics for Prometheus",
+)
+async def metrics(request: Request) -> Response:
+    """Tell requests, rows, queues, batches, runs and refusals."""
+    service = service_of(request)
+    service.metrics.ready.set(service.unreadiness() is None)
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
