@@ -73,7 +73,6 @@ class Model:
         Raises:
             ProblemError: As the batcher's `submit`.
         """
-
         graph = self.graphs["generate"]
 
         def check_and_finish(outputs: Rows) -> T:
