@@ -3,10 +3,13 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.batcher import Workers
+from service.device import CPU, Device, choose_device
 from service.errors import (
     LogProbUndefinedError,
     NoLatentSpaceError,
@@ -55,6 +58,7 @@ class Catalog:
 
     def __init__(self, settings: Settings, workers: Workers, metrics: Metrics) -> None:
         self._settings = settings
+        self._device = choose_device(settings.device, settings.gpu_memory_bytes)
         self._metrics = metrics
         self._workers = workers
         self._versions: dict[str, dict[int, Model]] = {}
@@ -71,7 +75,7 @@ class Catalog:
             raise FileNotFoundError(f"there is no model store at {store}; set PTHETA_MODEL_STORE")
         for name, version, folder in version_folders(store):
             try:
-                model = load_bundle(folder, self._make_graph)
+                model = load_bundle(folder, self._make_graph, self._device)
             except (BrokenBundleError, OSError, ValueError) as error:
                 logger.error("%s@%d is broken and not served: %s", name, version, error)
                 self.broken[f"{name}@{version}"] = str(error)
@@ -167,7 +171,11 @@ class Catalog:
         )
 
 
-def load_bundle(folder: Path, make_graph: Callable[[Session, Role, Manifest], Graph]) -> Model:
+def load_bundle(
+    folder: Path,
+    make_graph: Callable[[Session, Role, Manifest], Graph],
+    device: Device = CPU,
+) -> Model:
     """Verify and load one bundle, and warm its graphs up on their golden arrays.
 
     Raises:
@@ -185,7 +193,7 @@ def load_bundle(folder: Path, make_graph: Callable[[Session, Role, Manifest], Gr
         path = folder / graph.file
         _verify(path, graph.sha256)
         try:
-            session = Session(path)
+            session = Session(path, device)
         except Exception as error:  # the runtime's own classes share no better base
             raise BrokenBundleError(f"{path.name} cannot be loaded: {error}") from error
         missing = _OUTPUTS[role] - set(session.outputs)
@@ -216,6 +224,8 @@ def _replay_golden(path: Path, graphs: dict[Role, Graph]) -> None:
                 outputs = session.run(inputs)
             except Exception as error:  # as above
                 raise BrokenBundleError(f"{role} does not run: {error}") from error
+            if session.device.pads_batches:
+                _probe_largest_batch(graph, inputs)
             for name, array in expected.items():
                 share = _share_of_equal_rows(outputs[name], array)
                 if share < _GOLDEN_SHARE[role]:
@@ -224,7 +234,18 @@ def _replay_golden(path: Path, graphs: dict[Role, Graph]) -> None:
                     )
 
 
-def _share_of_equal_rows(actual: np.ndarray, expected: np.ndarray) -> float:
+def _probe_largest_batch(graph: Graph, inputs: dict[str, NDArray[Any]]) -> None:
+    # A GPU that cannot hold the largest batch should say so now, not under load.
+    rows = graph.batcher.max_batch_rows
+    try:
+        graph.session.run(
+            {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()}
+        )
+    except Exception as error:  # the runtime's own classes share no better base
+        raise BrokenBundleError(f"a batch of {rows} rows does not run: {error}") from error
+
+
+def _share_of_equal_rows(actual: NDArray[Any], expected: NDArray[Any]) -> float:
     if actual.shape != expected.shape:
         return 0.0
     close = np.isclose(actual, expected, rtol=1e-5, atol=_GOLDEN_TOLERANCE, equal_nan=True)

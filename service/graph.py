@@ -1,5 +1,6 @@
 """One ONNX Runtime session, and its batcher."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from service.batcher import Batcher, Rows, Stop, StoppedError, Workers
+from service.device import CPU, Device
 from service.manifest import Manifest, Role
 from service.metrics import GraphMetrics
 from service.noise import draw
@@ -19,28 +21,35 @@ SEED, INDEX = "seed", "index"
 TRUNCATION = "truncation"
 """Rows that name their noise may scale it, (N,)."""
 
+logger = logging.getLogger(__name__)
+
 _NEUTRAL_INPUTS = {"temperature": 1.0, "known": 0.0, "known_mask": 0.0}
 
 
 class Session:
-    """An ONNX graph in memory, run on the CPU by the calling thread.
+    """An ONNX graph in memory, run by the calling thread.
 
     Args:
         path: The ONNX file.
+        device: Where to run it.
 
     Raises:
         onnxruntime's own exceptions: The file is no graph that it can run.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: Device = CPU) -> None:
         options = onnxruntime.SessionOptions()
         # Several runs at once beat one wide run; each stays on its thread.
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
+            path, options, providers=list(device.providers)
         )
+        self.device = device
+        used, wanted = self._session.get_providers()[0], device.providers[0][0]
+        if used != wanted:
+            logger.warning("%s runs on %s: %s could not start", path, used, wanted)
         self.inputs = [tensor.name for tensor in self._session.get_inputs()]
         self.outputs = [tensor.name for tensor in self._session.get_outputs()]
 
@@ -57,6 +66,10 @@ class Session:
         Raises:
             StoppedError: The run was stopped.
         """
+        num_rows = len(next(iter(inputs.values())))
+        padding = self.device.batch_size(num_rows) - num_rows
+        if padding:
+            inputs = {name: _repeat_last_row(array, padding) for name, array in inputs.items()}
         options = onnxruntime.RunOptions()
         if stop is not None:
             stop.on_request(lambda: setattr(options, "terminate", True))
@@ -66,6 +79,8 @@ class Session:
             if stop is not None and stop.requested:
                 raise StoppedError from error
             raise
+        if padding:
+            outputs = [output[:num_rows] for output in outputs]
         return dict(zip(self.outputs, outputs, strict=True))
 
 
@@ -157,3 +172,7 @@ class Graph:
                 piece *= part[TRUNCATION][:, None]
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _repeat_last_row(array: NDArray[Any], times: int) -> NDArray[Any]:
+    return np.concatenate([array, np.repeat(array[-1:], times, axis=0)])

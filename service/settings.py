@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.device import DeviceName
+
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
@@ -29,6 +31,12 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 for any.")
+    device: DeviceName = Field(
+        default="auto", description="Where graphs run: auto, cpu, cuda or tensorrt."
+    )
+    gpu_memory_bytes: PositiveInt = Field(
+        default=2 * 2**30, description="Most GPU memory that one graph may take, in bytes."
+    )
     num_threads: PositiveInt | None = Field(
         default=None,
         description="Runs at once, one thread each; by default the CPUs that the process may use.",
