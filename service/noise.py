@@ -12,8 +12,8 @@ UInt64Array = NDArray[np.uint64]
 FloatArray = NDArray[np.float32]
 Prior = Literal["normal", "uniform"]
 
-_MULTIPLIER_0, _MULTIPLIER_2 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_KEY_STEP_0, _KEY_STEP_1 = 0x9E3779B9, 0xBB67AE85
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
+_KEY_STEPS = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
 _NUM_ROUNDS = 10
 _WORD = np.uint64(32)
 _LOW_BITS = np.uint64(0xFFFFFFFF)
@@ -27,38 +27,41 @@ class Stream(IntEnum):
     BINARIZATION = 2
 
 
-def philox(counter: Sequence[UInt64Array], key: Sequence[UInt64Array]) -> UInt32Array:
+def philox(counter: UInt64Array, key: UInt64Array) -> UInt32Array:
     """Turn counters into random bits by Philox4x32 with ten rounds.
 
     A counter-based generator has no state: row i is computed without rows 0 to i-1, so an image
     never depends on what else is drawn.
 
     Args:
-        counter: Four 32-bit words, each an array of one shape (…).
-        key: Two 32-bit words, each broadcastable to that shape.
+        counter: 32-bit words (c0, c2) and (c1, c3) of each block, shape (2, 2, N, B).
+        key: 32-bit words (k0, k1) of each row, shape (2, N).
 
     Returns:
-        Random words, shape (…, 4).
+        Random words, shape (N, 4·B).
 
     Source:
         Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011,
         section 3.3; the authors' own test vectors are in `tests/service/test_noise.py`.
     """
-    word_0, word_1, word_2, word_3 = counter
-    key_0, key_1 = key
-    for _ in range(_NUM_ROUNDS):
-        product_0, product_2 = word_0 * _MULTIPLIER_0, word_2 * _MULTIPLIER_2
-        word_0 = product_2 >> _WORD
-        word_0 ^= word_1
-        word_0 ^= key_0
-        word_2 = product_0 >> _WORD
-        word_2 ^= word_3
-        word_2 ^= key_1
-        product_2 &= _LOW_BITS
-        product_0 &= _LOW_BITS
-        word_1, word_3 = product_2, product_0
-        key_0, key_1 = (key_0 + _KEY_STEP_0) & _LOW_BITS, (key_1 + _KEY_STEP_1) & _LOW_BITS
-    return np.stack([word_0, word_1, word_2, word_3], axis=-1).astype(np.uint32)
+    multipliers = _MULTIPLIERS[:, None, None]
+    rounds = np.arange(_NUM_ROUNDS, dtype=np.uint64)[:, None, None]
+    round_keys = (key + rounds * _KEY_STEPS[:, None]) & _LOW_BITS  # (10, 2, N)
+    multiplied, carried = counter
+    for round_key in round_keys[..., None]:
+        product = multiplied * multipliers
+        multiplied = (product >> _WORD)[::-1]
+        multiplied ^= carried
+        multiplied ^= round_key
+        product &= _LOW_BITS
+        carried = product[::-1]
+    words = np.stack([multiplied, carried], axis=1)  # (c0, c1), (c2, c3)
+    return (
+        words.reshape(4, *words.shape[2:])
+        .transpose(1, 2, 0)
+        .astype(np.uint32)
+        .reshape(words.shape[2], -1)
+    )
 
 
 def random_bits(
@@ -75,12 +78,13 @@ def random_bits(
     Returns:
         Shape (N, num_words).
     """
-    shape = len(seeds), -(-num_words // 4)  # (N, blocks of four words)
-    block = np.broadcast_to(np.arange(shape[1], dtype=np.uint64), shape)
-    low, high = _halves(indices)
-    counter = (block, np.full_like(low, stream), np.broadcast_to(low, shape), high)
-    words = philox(counter, _halves(seeds))
-    return words.reshape(len(seeds), -1)[:, :num_words]
+    num_blocks = -(-num_words // 4)
+    counter = np.empty((2, 2, len(seeds), num_blocks), dtype=np.uint64)
+    counter[0, 0] = np.arange(num_blocks, dtype=np.uint64)
+    counter[1, 0] = stream
+    counter[0, 1] = (indices & _LOW_BITS)[:, None]
+    counter[1, 1] = (indices >> _WORD)[:, None]
+    return philox(counter, np.stack([seeds & _LOW_BITS, seeds >> _WORD]))[:, :num_words]
 
 
 def draw(
@@ -132,79 +136,72 @@ def normal(words: UInt32Array) -> FloatArray:
         Statistics 37, 1988, routine PPND16.
     """
     centred = (words.astype(np.float64) + 0.5) * 2.0**-32 - 0.5
-    quantile = centred * _ratio(0.180625 - centred * centred, *_CENTRE)
+    quantile = centred * _ratio(0.180625 - centred * centred, _CENTRE)
     tails = np.abs(centred) > 0.425
     side = centred[tails]
     # 32 bits keep sqrt(-log p) below 4.8; the routine's third branch begins at 5.
     radius = np.sqrt(-np.log(0.5 - np.abs(side)))
-    quantile[tails] = np.copysign(_ratio(radius - 1.6, *_TAIL), side)
+    quantile[tails] = np.copysign(_ratio(radius - 1.6, _TAIL), side)
     return quantile.astype(np.float32)
 
 
-def _halves(words: UInt64Array) -> tuple[UInt64Array, UInt64Array]:
-    column = words[:, None]
-    return column & _LOW_BITS, column >> _WORD
-
-
-Coefficients = tuple[float, ...]
-
-
-def _ratio(
-    x: NDArray[np.float64], numerator: Coefficients, denominator: Coefficients
-) -> NDArray[np.float64]:
-    return _horner(x, numerator) / _horner(x, denominator)
-
-
-def _horner(x: NDArray[np.float64], coefficients: Coefficients) -> NDArray[np.float64]:
-    value = np.full_like(x, coefficients[-1])
-    for coefficient in coefficients[-2::-1]:
-        value *= x
-        value += coefficient
-    return value
+def _ratio(x: NDArray[np.float64], coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+    # Horner's rule for numerator and denominator at once.
+    value = np.repeat(coefficients[:, -1:], x.size, axis=1)
+    flat = x.reshape(-1)
+    for column in coefficients.T[-2::-1]:
+        value *= flat
+        value += column[:, None]
+    ratio: NDArray[np.float64] = value[0] / value[1]
+    return ratio.reshape(x.shape)
 
 
 # Coefficients of AS 241, lowest order first: numerator, denominator.
-_CENTRE: tuple[Coefficients, Coefficients] = (
+_CENTRE = np.array(
     (
-        3.3871328727963666080e0,
-        1.3314166789178437745e2,
-        1.9715909503065514427e3,
-        1.3731693765509461125e4,
-        4.5921953931549871457e4,
-        6.7265770927008700853e4,
-        3.3430575583588128105e4,
-        2.5090809287301226727e3,
-    ),
-    (
-        1.0,
-        4.2313330701600911252e1,
-        6.8718700749205790830e2,
-        5.3941960214247511077e3,
-        2.1213794301586595867e4,
-        3.9307895800092710610e4,
-        2.8729085735721942674e4,
-        5.2264952788528545610e3,
-    ),
+        (
+            3.3871328727963666080e0,
+            1.3314166789178437745e2,
+            1.9715909503065514427e3,
+            1.3731693765509461125e4,
+            4.5921953931549871457e4,
+            6.7265770927008700853e4,
+            3.3430575583588128105e4,
+            2.5090809287301226727e3,
+        ),
+        (
+            1.0,
+            4.2313330701600911252e1,
+            6.8718700749205790830e2,
+            5.3941960214247511077e3,
+            2.1213794301586595867e4,
+            3.9307895800092710610e4,
+            2.8729085735721942674e4,
+            5.2264952788528545610e3,
+        ),
+    )
 )
-_TAIL: tuple[Coefficients, Coefficients] = (
+_TAIL = np.array(
     (
-        1.42343711074968357734e0,
-        4.63033784615654529590e0,
-        5.76949722146069140550e0,
-        3.64784832476320460504e0,
-        1.27045825245236838258e0,
-        2.41780725177450611770e-1,
-        2.27238449892691845833e-2,
-        7.74545014278341407640e-4,
-    ),
-    (
-        1.0,
-        2.05319162663775882187e0,
-        1.67638483018380384940e0,
-        6.89767334985100004550e-1,
-        1.48103976427480074590e-1,
-        1.51986665636164571966e-2,
-        5.47593808499534494600e-4,
-        1.05075007164441684324e-9,
-    ),
+        (
+            1.42343711074968357734e0,
+            4.63033784615654529590e0,
+            5.76949722146069140550e0,
+            3.64784832476320460504e0,
+            1.27045825245236838258e0,
+            2.41780725177450611770e-1,
+            2.27238449892691845833e-2,
+            7.74545014278341407640e-4,
+        ),
+        (
+            1.0,
+            2.05319162663775882187e0,
+            1.67638483018380384940e0,
+            6.89767334985100004550e-1,
+            1.48103976427480074590e-1,
+            1.51986665636164571966e-2,
+            5.47593808499534494600e-4,
+            1.05075007164441684324e-9,
+        ),
+    )
 )

@@ -2,15 +2,18 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.device import DeviceName
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(str.lower)
+]
 
 
 class Settings(BaseSettings):
@@ -43,7 +46,9 @@ class Settings(BaseSettings):
     )
     max_rows: PositiveInt = Field(default=1024, description="Most images per request.")
     max_queue_rows: PositiveInt = Field(
-        default=4096, description="Most images that wait per graph; beyond, requests are refused."
+        default=4096,
+        description="Most images that wait per graph; beyond, requests are refused.",
+        validate_default=True,
     )
     max_wait_s: float = Field(
         default=0.0, ge=0, description="Seconds to gather a batch; 0 never waits for company."
@@ -69,7 +74,14 @@ class Settings(BaseSettings):
     drain_timeout_s: PositiveFloat = Field(
         default=20.0, description="Seconds that requests in flight get at shutdown."
     )
-    log_level: str = Field(default="info", description="Level of the log on stderr.")
+    log_level: LogLevel = Field(default="info", description="Level of the log on stderr.")
+
+    @field_validator("max_queue_rows")
+    @classmethod
+    def _largest_request_fits(cls, max_queue_rows: int, info: ValidationInfo) -> int:
+        if max_queue_rows < info.data.get("max_rows", 0):
+            raise ValueError("must be at least PTHETA_MAX_ROWS, or a large request never fits")
+        return max_queue_rows
 
     @property
     def threads(self) -> int:

@@ -212,8 +212,8 @@ def timeout_s(request: Request, asked_ms: int | None) -> float:
 
 
 def json_bytes(content: Any) -> bytes:
-    """Encode an answer as JSON; bytes become base64."""
-    return to_json(content, bytes_mode="base64", inf_nan_mode="constants")
+    """Encode an answer as JSON, which has no infinity: what is not finite becomes null."""
+    return to_json(content, inf_nan_mode="null")
 
 
 def server_timing(*outcomes: Outcome[Any]) -> str:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from service.errors import InvalidRequestError, NoLatentSpaceError
 from service.images import (
     encode_animation,
+    encode_base64,
     encode_npy,
     encode_picture,
     enlarge,
@@ -196,7 +197,7 @@ def _json_answer(
     frames: list[dict[str, Any]] = [
         {
             "t": position / last,
-            "png": encode_picture(enlarge(pixels, walk.scale), "png"),
+            "png": encode_base64(encode_picture(enlarge(pixels, walk.scale), "png")),
             "latent": noise[position].tolist(),
         }
         for position, pixels in enumerate(to_pixels(images))

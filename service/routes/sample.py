@@ -18,6 +18,7 @@ from service.errors import InvalidRequestError, NoLatentSpaceError, UnsupportedO
 from service.graph import TRUNCATION
 from service.images import (
     PictureFormat,
+    encode_base64,
     encode_npy,
     encode_picture,
     enlarge,
@@ -251,7 +252,7 @@ def _json_answer(
     for position, pixels in enumerate(to_pixels(images)):
         image: dict[str, Any] = {
             "index": sampling.first_index + position,
-            "png": encode_picture(enlarge(pixels, query.scale), "png"),
+            "png": encode_base64(encode_picture(enlarge(pixels, query.scale), "png")),
         }
         if "latents" in query.include:
             image["latent"] = noise[position].tolist()
