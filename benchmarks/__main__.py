@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.ceilings import pipeline_rate, pipeline_seconds, raw_rate
 from benchmarks.load import Load, memory_bytes, put_load, running
 from benchmarks.report import write_report
-from service.manifest import version_folders
+from service.manifest import Role, version_folders
 from service.settings import available_cpus
 
 OURS, NAIVE = "http://127.0.0.1:8901", "http://127.0.0.1:8902"
@@ -72,6 +72,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def _ceilings(gan: Path, autoregressive: Path, seconds: float, cores: int) -> dict[str, Any]:
     short = min(seconds, 2)
+    graphs: tuple[tuple[Path, Role], ...] = (
+        (gan, "generate"),
+        (autoregressive, "generate"),
+        (autoregressive, "log_prob"),
+    )
     return {
         "pipeline": {str(n): pipeline_rate(gan, n, short, cores) for n in BATCHES},
         "pipeline_one_core": pipeline_rate(gan, 64, short, 1),
@@ -80,11 +85,7 @@ def _ceilings(gan: Path, autoregressive: Path, seconds: float, cores: int) -> di
             f"{folder.parent.name}.{role}": {
                 str(n): raw_rate(folder, role, n, short, cores) for n in BATCHES
             }
-            for folder, role in (
-                (gan, "generate"),
-                (autoregressive, "generate"),
-                (autoregressive, "log_prob"),
-            )
+            for folder, role in graphs
         },
     }
 

@@ -1,0 +1,266 @@
+"""What the service does when clients misbehave: `python -m benchmarks.endurance COMMAND`.
+
+overload  three times the sustainable load for a minute, then the usual again
+soak      mixed load with clients that hang up at random; watches memory, threads and files
+drain     SIGTERM under load, many times: no accepted request lost, exit status 0
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+BASE = "http://127.0.0.1:8903"
+WORK = {"model": "nade-mnist", "n": 64, "format": "npy"}
+MIX: tuple[dict[str, Any], ...] = (
+    {"model": "dcgan-fashion", "n": 1, "format": "png"},
+    {"model": "dcgan-fashion", "n": 16, "format": "npy"},
+    {"model": "nade-mnist", "n": 1, "format": "json", "include": ["log_prob"]},
+    {"model": "nade-mnist", "n": 200, "format": "npy"},
+    {"model": "markov-mnist", "n": 30, "format": "webp"},
+)
+
+
+@dataclass
+class Tally:
+    """What clients saw: seconds of each answer by status, and failures by kind."""
+
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
+    without_retry_after: int = 0
+
+    def note(self, response: httpx.Response, seconds: float) -> None:
+        """Count an answer."""
+        self.seconds.setdefault(response.status_code, []).append(seconds)
+        if response.status_code == 503 and "retry-after" not in response.headers:
+            self.without_retry_after += 1
+
+    def line(self) -> str:
+        """Say it in one line: status: count, median, p99."""
+        parts = [
+            f"{status}: {len(s)} p50 {1e3 * _quantile(s, 0.5):.1f} ms "
+            f"p99 {1e3 * _quantile(s, 0.99):.1f} ms max {1e3 * max(s):.1f} ms"
+            for status, s in sorted(self.seconds.items())
+        ]
+        return "; ".join([*parts, f"failures {dict(self.failures)}"])
+
+
+def main() -> None:
+    """Run one command against a server of its own."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.endurance", description=__doc__)
+    parser.add_argument("command", choices=["overload", "soak", "drain"])
+    parser.add_argument("--store", default="model_store")
+    parser.add_argument("--seconds", type=float, default=None)
+    parser.add_argument("--times", type=int, default=50)
+    options = parser.parse_args()
+    random.seed(0)
+    if options.command == "drain":
+        asyncio.run(drain(options.store, options.times))
+        return
+    process = start_server(options.store)
+    try:
+        if options.command == "overload":
+            asyncio.run(overload(options.seconds or 60))
+        else:
+            asyncio.run(soak(process.pid, options.seconds or 600))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        print("exit status", process.wait(timeout=60))
+
+
+def start_server(store: str) -> "subprocess.Popen[bytes]":
+    """Start the service and wait until it is ready."""
+    port = BASE.rpartition(":")[2]
+    settings = {
+        "PTHETA_MODEL_STORE": store,
+        "PTHETA_PORT": port,
+        "PTHETA_LOG_LEVEL": "warning",
+        "PTHETA_MAX_QUEUE_ROWS": "1024",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service"],
+        env={**os.environ, **settings},
+        stdout=subprocess.DEVNULL,
+    )
+    for _ in range(300):
+        try:
+            if httpx.get(f"{BASE}/readyz", timeout=1).status_code == 200:
+                return process
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    process.kill()
+    raise TimeoutError("the service was not ready after 15 s")
+
+
+async def overload(seconds: float) -> None:
+    """Offer three times what the service sustains, open loop; then one third of what it does."""
+    async with httpx.AsyncClient(base_url=BASE, timeout=30, limits=_no_limits()) as client:
+        rate = await _sustainable(client)
+        print(f"sustainable: {rate:.1f} requests/s of {WORK['n']} images")
+        for name, factor, duration in (
+            ("normal", 0.7, 10.0),
+            ("overload", 3.0, seconds),
+            ("first 2 s after", 0.7, 2.0),
+            ("after that", 0.7, 10.0),
+        ):
+            queues: list[float] = []
+            watcher = asyncio.create_task(_watch_queue(client, queues))
+            tally = await _open_loop(client, factor * rate, duration)
+            watcher.cancel()
+            print(
+                f"{name} ({factor} ×): {tally.line()}; queue at most {max(queues, default=0):.0f} "
+                f"rows; refusals without Retry-After {tally.without_retry_after}"
+            )
+
+
+async def soak(pid: int, seconds: float) -> None:
+    """Mixed load in which a third of the clients hang up; prints how the process grows."""
+    deadline = time.monotonic() + seconds
+    tally = Tally()
+    samples: list[tuple[float, int, int, int]] = []
+
+    async def watch() -> None:
+        began = time.monotonic()
+        while True:
+            samples.append((time.monotonic() - began, *_footprint(pid)))
+            await asyncio.sleep(5)
+
+    watcher = asyncio.create_task(watch())
+    await asyncio.gather(*(_careless_client(deadline, tally) for _ in range(24)))
+    await asyncio.sleep(2)
+    watcher.cancel()
+    samples.append((samples[-1][0] + 5, *_footprint(pid)))
+    settled = [s for s in samples if s[0] >= min(60, seconds / 4)]
+    slope = statistics.linear_regression([s[0] for s in settled], [s[1] for s in settled]).slope
+    print(tally.line())
+    print(f"RSS {settled[0][1] / 1e6:.1f} → {settled[-1][1] / 1e6:.1f} MB, ", end="")
+    print(f"slope {60 * slope / 1e6:+.2f} MB/min over {settled[-1][0] - settled[0][0]:.0f} s")
+    print(f"threads {sorted({s[2] for s in settled})}, files: first {settled[0][3]}, ", end="")
+    print(f"last {settled[-1][3]}, most {max(s[3] for s in settled)}")
+
+
+async def drain(store: str, times: int) -> None:
+    """Send SIGTERM under load; every request that got a connection must be answered."""
+    lost, statuses, exits = 0, Counter[int](), Counter[int]()
+    for _ in range(times):
+        process = start_server(store)
+        tally = Tally()
+        stop = asyncio.Event()
+        clients = [asyncio.create_task(_patient_client(stop, tally)) for _ in range(16)]
+        await asyncio.sleep(random.uniform(0.3, 0.8))
+        process.send_signal(signal.SIGTERM)
+        exits[await asyncio.to_thread(process.wait, 60)] += 1
+        stop.set()
+        await asyncio.gather(*clients)
+        lost += sum(tally.failures.values())
+        statuses.update({status: len(seconds) for status, seconds in tally.seconds.items()})
+    print(f"{times} SIGTERMs: answers {dict(statuses)}, lost {lost}, exit statuses {dict(exits)}")
+
+
+async def _sustainable(client: httpx.AsyncClient) -> float:
+    deadline = time.monotonic() + 5
+    count = 0
+
+    async def ask() -> None:
+        nonlocal count
+        while time.monotonic() < deadline:
+            response = await client.post("/sample", json=WORK)
+            count += response.status_code == 200
+
+    await asyncio.gather(*(ask() for _ in range(6)))
+    return count / 5
+
+
+async def _open_loop(client: httpx.AsyncClient, rate: float, seconds: float) -> Tally:
+    tally = Tally()
+
+    async def ask() -> None:
+        began = time.monotonic()
+        try:
+            tally.note(await client.post("/sample", json=WORK), time.monotonic() - began)
+        except httpx.TransportError as error:
+            tally.failures[type(error).__name__] += 1
+
+    began, asking = time.monotonic(), []
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+        asking.append(asyncio.create_task(ask()))
+    await asyncio.gather(*asking)
+    return tally
+
+
+async def _watch_queue(client: httpx.AsyncClient, queues: list[float]) -> None:
+    name = 'ptheta_queue_rows{graph="generate",model="nade-mnist@'
+    while True:
+        text = (await client.get("/metrics")).text
+        queues += [float(line.split()[-1]) for line in text.splitlines() if line.startswith(name)]
+        await asyncio.sleep(0.2)
+
+
+async def _careless_client(deadline: float, tally: Tally) -> None:
+    while time.monotonic() < deadline:
+        patience = random.choice((None, None, random.uniform(0.001, 0.1)))
+        async with httpx.AsyncClient(base_url=BASE, timeout=30) as client:
+            for _ in range(random.randint(1, 10)):
+                await _timed(tally, patience, lambda: client.post("/sample", json=_any_request()))
+
+
+async def _timed(
+    tally: Tally, patience: float | None, ask: Callable[[], Awaitable[httpx.Response]]
+) -> None:
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(patience):
+            tally.note(await ask(), time.monotonic() - began)
+    except TimeoutError:
+        tally.failures["hung up"] += 1
+    except httpx.TransportError as error:
+        tally.failures[type(error).__name__] += 1
+
+
+def _any_request() -> dict[str, Any]:
+    return {**random.choice(MIX), "seed": random.getrandbits(40)}
+
+
+async def _patient_client(stop: asyncio.Event, tally: Tally) -> None:
+    async with httpx.AsyncClient(base_url=BASE, timeout=30) as client:
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                tally.note(await client.post("/sample", json=_any_request()), began)
+            except httpx.ConnectError:  # never accepted, so not lost
+                await asyncio.sleep(0.05)
+            except httpx.TransportError as error:
+                tally.failures[type(error).__name__] += 1
+
+
+def _footprint(pid: int) -> tuple[int, int, int]:
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in status)
+    resident = int(fields["VmRSS"].split()[0]) * 1024
+    return resident, int(fields["Threads"]), len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def _quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def _no_limits() -> httpx.Limits:
+    return httpx.Limits(max_connections=None, max_keepalive_connections=None)
+
+
+if __name__ == "__main__":
+    main()

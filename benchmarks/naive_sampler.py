@@ -1,0 +1,143 @@
+"""Compare NADE's shipped sampler with the best one that runs a full pass per pixel.
+
+Both draw the same images from the same weights and the same noise, on one thread each:
+
+    python benchmarks/naive_sampler.py model_store/nade-mnist/1
+
+The textbook sampler needs one full pass over the image for each pixel. Two ways of doing a pass
+are timed, and the faster one counts: the bundle's own `log_prob` graph, and torch with masked
+matrix products over chunks of pixels. A few passes are timed and multiplied by the number of
+pixels; that both samplers agree is checked by running all passes for a few images.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from export.graph import Graph
+
+FloatArray = NDArray[np.float32]
+# Images (N, C, H, W) -> log-odds of all pixels (N, D), each given the pixels before it.
+FullPass = Callable[[FloatArray], FloatArray]
+
+_CHUNK = 28
+
+
+def onnx_pass(log_prob: Graph) -> FullPass:
+    """Take the log-odds from the bundle's log_prob graph."""
+
+    def full_pass(images: FloatArray) -> FloatArray:
+        conditionals = log_prob({"image": images})["conditional_log_prob"].reshape(len(images), -1)
+        values = images.reshape(len(images), -1)
+        # log p(x) of the value that is there -> log p(1) - log p(0)
+        other = np.log(-np.expm1(np.minimum(conditionals, -1e-12).astype(np.float64)))
+        return ((2 * values - 1) * (conditionals - other)).astype(np.float32)
+
+    return full_pass
+
+
+def torch_pass(generate_file: Path) -> FullPass:
+    """Compute all conditionals by one masked matrix product per chunk of pixels."""
+    W, V, b, c = _weights(generate_file)
+    earlier = torch.tril(torch.ones(_CHUNK, _CHUNK), diagonal=-1)
+
+    @torch.no_grad()
+    def full_pass(images: FloatArray) -> FloatArray:
+        values = torch.from_numpy(images).flatten(1)
+        activation = c.expand(len(values), -1)
+        logits = []
+        for start in range(0, values.shape[1], _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            chunk = values[:, rows]
+            size = chunk.shape[1]
+            seen = chunk[:, None] * earlier[:size, :size]  # (N, chunk, chunk)
+            hidden = torch.sigmoid(activation[:, None] + seen @ W[rows])  # (N, chunk, H)
+            logits.append((hidden * V[rows]).sum(dim=2) + b[rows])
+            activation = activation + chunk @ W[rows]
+        return torch.cat(logits, dim=1).numpy()
+
+    return full_pass
+
+
+def _weights(path: Path) -> tuple[torch.Tensor, ...]:
+    named = {i.name: numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
+    if not {"W", "V"} <= set(named):
+        raise ValueError(f"{path} has not the weights of NADE: {', '.join(named)}")
+    num_dims, num_hidden = named["W"].shape
+    # The exporter renames the biases when it folds their reshaping.
+    floats = {array.size: array.ravel() for array in named.values() if array.dtype == np.float32}
+    weights = named["W"], named["V"], floats[num_dims], floats[num_hidden]
+    return tuple(torch.from_numpy(array.copy()) for array in weights)
+
+
+def sample_naively(full_pass: FullPass, noise: FloatArray) -> FloatArray:
+    """Draw images with one full pass per pixel."""
+    images = np.zeros_like(noise)
+    values, uniforms = images.reshape(len(noise), -1), noise.reshape(len(noise), -1)
+    limits = np.log(uniforms) - np.log1p(-uniforms)
+    for dim in range(values.shape[1]):
+        values[:, dim] = limits[:, dim] < full_pass(images)[:, dim]
+    return images
+
+
+def seconds(run: Callable[[], object], repeats: int) -> float:
+    """Return the shortest time of several runs, after one that does not count."""
+    run()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("bundle", type=Path, help="folder of a published NADE")
+    parser.add_argument("--images", type=int, default=64, help="images drawn at once")
+    parser.add_argument("--passes", type=int, default=8, help="full passes to time")
+    parser.add_argument("--checked", type=int, default=2, help="images drawn both ways in full")
+    options = parser.parse_args()
+
+    torch.set_num_threads(1)
+    generate = Graph(options.bundle / "generate.onnx", options.images)
+    log_prob = Graph(options.bundle / "log_prob.onnx", options.images)
+    inputs = generate.neutral_inputs("uniform", options.images)
+    noise = inputs["noise"]
+    images = generate(inputs)["image"]
+    num_dims = noise[0].size
+    passes = {
+        "log_prob graph": onnx_pass(log_prob),
+        "torch, chunks": torch_pass(options.bundle / "generate.onnx"),
+    }
+
+    shipped_s = seconds(lambda: generate(inputs), 3)
+    print(f"shipped graph: {options.images} images in {shipped_s:.4f} s, one thread")
+    fastest_s = float("inf")
+    for name, full_pass in passes.items():
+        pass_s = seconds(lambda run=full_pass: run(images), options.passes)
+        fastest_s = min(fastest_s, pass_s)
+        few = noise[: options.checked]
+        differing = int((sample_naively(full_pass, few) != images[: options.checked]).sum())
+        print(
+            f"full pass, {name}: {1000 * pass_s:.2f} ms for {options.images} images; drawn in "
+            f"full, {options.checked} images differ in {differing} of {few.size} pixels"
+        )
+    naive_s = fastest_s * num_dims
+    print(
+        f"a pass per pixel: {num_dims} × {1000 * fastest_s:.2f} ms = {naive_s:.2f} s "
+        f"(extrapolated from {options.passes} passes), {naive_s / shipped_s:.0f} times the shipped "
+        "graph"
+    )
+
+
+if __name__ == "__main__":
+    main()
