@@ -13,6 +13,7 @@ pixels; that both samplers agree is checked by running all passes for a few imag
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +68,21 @@ def torch_pass(generate_file: Path) -> FullPass:
 
 
 def _weights(path: Path) -> tuple[torch.Tensor, ...]:
-    named = {i.name: numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
-    if not {"W", "V"} <= set(named):
-        raise ValueError(f"{path} has not the weights of NADE: {', '.join(named)}")
-    num_dims, num_hidden = named["W"].shape
-    # The exporter renames the biases when it folds their reshaping.
-    floats = {array.size: array.ravel() for array in named.values() if array.dtype == np.float32}
-    weights = named["W"], named["V"], floats[num_dims], floats[num_hidden]
-    return tuple(torch.from_numpy(array.copy()) for array in weights)
+    """Find W, V (D, H), b (D,) and c (H,) among what the sampler's scan reads."""
+    graph = onnx.load(path).graph
+    constants = {constant.name: constant for constant in graph.initializer}
+    producers = {output: node for node in graph.node for output in node.output}
+    scans = [node for node in graph.node if node.op_type == "Scan" and len(node.input) == 5]
+    if not scans:
+        raise ValueError(f"{path} is no sampler of NADE")
+
+    def constant(name: str) -> torch.Tensor:
+        while name not in constants:  # behind a change of shape
+            name = producers[name].input[0]
+        return torch.from_numpy(numpy_helper.to_array(constants[name]).copy()).squeeze()
+
+    start, *slices = scans[0].input
+    return (*(constant(name) for name in slices[:3]), constant(start))
 
 
 def sample_naively(full_pass: FullPass, noise: FloatArray) -> FloatArray:
@@ -100,7 +108,7 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path, help="folder of a published NADE")
     parser.add_argument("--images", type=int, default=64, help="images drawn at once")
     parser.add_argument("--passes", type=int, default=8, help="full passes to time")
@@ -123,7 +131,7 @@ def main() -> None:
     print(f"shipped graph: {options.images} images in {shipped_s:.4f} s, one thread")
     fastest_s = float("inf")
     for name, full_pass in passes.items():
-        pass_s = seconds(lambda run=full_pass: run(images), options.passes)
+        pass_s = seconds(partial(full_pass, images), options.passes)
         fastest_s = min(fastest_s, pass_s)
         few = noise[: options.checked]
         differing = int((sample_naively(full_pass, few) != images[: options.checked]).sum())

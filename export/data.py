@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from export.recipe import DataConfig
+from service.images import on_white
 from service.manifest import Source
 from service.noise import draw
 
 UInt8Array = NDArray[np.uint8]
+FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 Part = Literal["train", "validation", "test"]
 
@@ -73,6 +75,11 @@ class Images:
 
     def __getitem__(self, rows: slice) -> "Images":
         return Images(self.pixels[rows], self.labels[rows])
+
+    @property
+    def values(self) -> FloatArray:
+        """Pixels in [0, 1], as graphs take them, shape (N, C, H, W)."""
+        return (self.pixels / np.float32(255)).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -188,9 +195,9 @@ def load_split(config: DataConfig) -> Split:
     fixed_train = train if dynamic else binarized(train, config.binarization, "train")
     num_train = len(train) - config.num_validation
     # Validation takes the fixed draw even where training draws anew.
-    validation = binarized(train, config.binarization, "train")[slice(num_train, None)]
+    validation = binarized(train, config.binarization, "train")[num_train:]
     return Split(
-        train=fixed_train[slice(num_train)],
+        train=fixed_train[:num_train],
         validation=validation,
         test=binarized(test, config.binarization, "test"),
         classes=classes,
@@ -279,6 +286,18 @@ def _download(file: File, path: Path, mirrors: tuple[str, ...]) -> None:
     raise OSError(f"no mirror gave {path.name}: {'; '.join(reasons)}")
 
 
+def state_of(data_set: DataSet) -> str:
+    """Tell whether the files of a data set are there and have the right content."""
+    try:
+        for file in data_set.files:
+            _verified(data_set, file)
+    except FileNotFoundError:
+        return "missing" if data_set.how else f"missing: data fetch {data_set.name}"
+    except ValueError as error:
+        return f"damaged: {error}"
+    return "present and verified"
+
+
 def _known(name: str) -> DataSet:
     if name not in DATA_SETS:
         raise ValueError(f"no data set {name!r}; known: {', '.join(DATA_SETS)}")
@@ -339,7 +358,8 @@ def _read_idx(path: Path) -> UInt8Array:
         raise ValueError(f"{path} is no IDX file of bytes: it begins with {magic}")
     num_axes = magic % 256
     shape = [int.from_bytes(content[4 * i + 4 : 4 * i + 8], "big") for i in range(num_axes)]
-    return np.frombuffer(content, dtype=np.uint8, offset=4 * num_axes + 4).reshape(shape)
+    values = np.frombuffer(content, dtype=np.uint8, offset=4 * num_axes + 4)
+    return values.reshape(shape).copy()  # a view of bytes is read-only, which torch dislikes
 
 
 def _read_npz(path: Path, config: DataConfig) -> tuple[Images, Images, tuple[str, ...]]:
@@ -380,7 +400,7 @@ def _read_picture(path: Path, config: DataConfig) -> UInt8Array:
     with PillowImage.open(path) as picture:
         mode = "L" if config.channels == 1 else "RGB"
         size = (config.size, config.size)
-        scaled = picture.convert(mode).resize(size, PillowImage.Resampling.LANCZOS)
+        scaled = on_white(picture).convert(mode).resize(size, PillowImage.Resampling.LANCZOS)
         pixels = np.asarray(scaled, dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 

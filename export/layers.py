@@ -1,4 +1,4 @@
-"""What families share: scans that export, thresholds of binary sampling, exact sums over pixels."""
+"""What families share: scans that export, thresholds and scores of binary pixels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +8,13 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan as _scan
 from torch.nn import functional
 
-# ONNX Runtime's ReduceSum gives a row the same bits in every batch only where the reduced axis is
-# a multiple of this many floats.
-_SUM_MULTIPLE = 16
+# ONNX Runtime's Log, Softplus and ReduceSum compute the last few elements of an array by other
+# instructions than the rest. A row has the same bits in every batch only where rows are whole
+# multiples of this many floats, so that no element is ever among the last few.
+_ROW_MULTIPLE = 16
+
+# A filled-up value of 0 has log p = 0 exactly at this logit: e⁻¹⁰⁰ vanishes beside 1.
+_IMPOSSIBLE_LOGIT = -100.0
 
 
 def scan(step: Callable[..., Any], carry: Any, slices: Any) -> tuple[Any, Any]:
@@ -51,9 +55,10 @@ def thresholds(noise: Tensor, temperature: Tensor, known: Tensor, known_mask: Te
     Returns:
         Shape (N, D), pixels in raster order.
     """
-    free = temperature[:, None, None, None] * logit(noise)
-    clamped = torch.where(known > 0.5, -torch.inf, torch.inf)
-    return torch.where(known_mask > 0.5, clamped, free).flatten(1)
+    uniforms = noise.flatten(1)
+    free = temperature[:, None] * _cut(logit(_filled(uniforms, 0.5)), uniforms)
+    clamped = torch.where(known.flatten(1) > 0.5, -torch.inf, torch.inf)
+    return torch.where(known_mask.flatten(1) > 0.5, clamped, free)
 
 
 def bernoulli_log_prob(values: Tensor, logits: Tensor) -> Tensor:
@@ -61,7 +66,25 @@ def bernoulli_log_prob(values: Tensor, logits: Tensor) -> Tensor:
     return values * logits - functional.softplus(logits)
 
 
-def sum_dims(values: Tensor) -> Tensor:
-    """Sum each row, shape (N, D) -> (N,), with the same bits in every batch."""
-    missing = -values.shape[1] % _SUM_MULTIPLE
-    return functional.pad(values, (0, missing)).sum(dim=1)
+def score_binary(values: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Score rows of binary values in a graph, with the same bits in every batch.
+
+    Args:
+        values: Shape (N, D).
+        logits: Shape (N, D) or (D,).
+
+    Returns:
+        log p(x) in nats, shape (N,), and that of each value, shape (N, D).
+    """
+    filled = bernoulli_log_prob(_filled(values, 0.0), _filled(logits, _IMPOSSIBLE_LOGIT))
+    return filled.sum(dim=1), _cut(filled, values)
+
+
+def _filled(rows: Tensor, value: float) -> Tensor:
+    missing = -rows.shape[-1] % _ROW_MULTIPLE
+    return functional.pad(rows, (0, missing), value=value) if missing else rows
+
+
+def _cut(filled: Tensor, rows: Tensor) -> Tensor:
+    num_dims = rows.shape[-1]
+    return filled[..., :num_dims] if filled.shape[-1] > num_dims else filled

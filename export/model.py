@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from export import families
 from export.recipe import Recipe, TrainingConfig
-from service.manifest import Density, Image, Noise, Role
+from service.manifest import Density, Image, Noise, Role, Values
 
 Batch = tuple[Tensor, Tensor]
 
 
 class FamilyConfig(BaseModel):
-    """Hyperparameters of a family; every family file defines its own `Config`."""
+    """Hyperparameters of a family; every family file has its own `Config` beside its `Model`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,9 +37,9 @@ class GenerativeModel(lightning.LightningModule, ABC):
         training: Optimizer and schedule.
     """
 
-    Config: ClassVar[type[FamilyConfig]]
     density: ClassVar[Density]
     ordering: ClassVar[Literal["raster"] | None] = None
+    values: ClassVar[tuple[Values, ...]] = ("binary", "8-bit", "continuous")
 
     def __init__(
         self, config: FamilyConfig, image: Image, num_classes: int, training: TrainingConfig
@@ -111,7 +111,9 @@ class GenerativeModel(lightning.LightningModule, ABC):
             betas=training.betas,
             weight_decay=training.weight_decay,
         )
-        num_steps = int(self.trainer.estimated_stepping_batches)
+        # A run that stops early, to go on later, follows the schedule of the whole.
+        share = training.epochs / (self.trainer.max_epochs or training.epochs)
+        num_steps = round(self.trainer.estimated_stepping_batches * share)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(training, step, num_steps)
         )
@@ -135,10 +137,17 @@ def build_model(recipe: Recipe, image: Image, num_classes: int) -> GenerativeMod
     """Create the model of a recipe, untrained.
 
     Raises:
-        ValueError: There is no such family, or its hyperparameters break a rule.
+        ValueError: There is no such family, its hyperparameters break a rule, or it does not
+            model images of this kind.
     """
     if recipe.family not in family_names():
         raise ValueError(f"no family {recipe.family!r}; there are: {', '.join(family_names())}")
-    family: type[GenerativeModel] = import_module(f"export.families.{recipe.family}").Model
-    config = family.Config.model_validate(recipe.model)
-    return family(config, image, num_classes, recipe.training)
+    family = import_module(f"export.families.{recipe.family}")
+    if image.values not in family.Model.values:
+        raise ValueError(
+            f"{recipe.family} models {' and '.join(family.Model.values)} images, these are "
+            f"{image.values}: set data.binarization"
+        )
+    config: FamilyConfig = family.Config.model_validate(recipe.model)
+    model: GenerativeModel = family.Model(config, image, num_classes, recipe.training)
+    return model

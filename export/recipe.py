@@ -116,7 +116,9 @@ def read_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
     if not path.is_file():
         known = ", ".join(recipe_names())
         raise ValueError(f"no recipe {name_or_path!r}; shipped ones: {known}; or give a .yaml path")
-    fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    fields = _parse(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds no fields, but {fields!r}")
     for override in overrides or []:
         _set(fields, override)
     return Recipe.model_validate(fields)
@@ -129,4 +131,13 @@ def _set(fields: dict[str, Any], override: str) -> None:
     *sections, field = dotted.split(".")
     for section in sections:
         fields = fields.setdefault(section, {})
-    fields[field] = yaml.safe_load(value)
+        if not isinstance(fields, dict):
+            raise ValueError(f"override {override!r}: {section} is no section of a recipe")
+    fields[field] = _parse(value, f"override {override!r}")
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what} is not YAML: {' '.join(str(error).split())}") from error

@@ -14,7 +14,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, EMAWeightAveraging
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -135,6 +135,21 @@ class Diary(Callback):
         self.epochs.append({"epoch": trainer.current_epoch, "seconds": self.seconds, **metrics})
 
 
+class Saving(Checkpoint):
+    """Saves after each epoch, when all other callbacks are done with it.
+
+    Lightning's own class saves only where an optimizer took a step, and counting takes none; and
+    once training has ended, the weights it went on from are gone, replaced by their average.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Replace the checkpoint."""
+        trainer.save_checkpoint(self._path)
+
+
 class Film(Callback):
     """The same noise drawn at points of the training that are even on a logarithmic scale."""
 
@@ -156,7 +171,7 @@ class Film(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Choose the moments, and draw the untrained model."""
-        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        total = int(trainer.num_training_batches) * pl_module.training_config.epochs
         self._moments = film_moments(total, self._config.frames)
         if not self.frames:
             self._draw(pl_module, 0)
@@ -233,12 +248,11 @@ def train(
 
     averaging = Averaging(decay=recipe.training.ema_decay) if recipe.training.ema_decay else None
     diary, film = Diary(), Film(recipe.film, averaging)
-    saving = ModelCheckpoint(run, filename=Path(CHECKPOINT_FILE).stem, enable_version_counter=False)
-    callbacks: list[Callback] = [Reseeding(), diary, film, saving]
+    callbacks: list[Callback] = [Reseeding(), diary, film, Saving(checkpoint)]
     if averaging:
         callbacks.append(averaging)
     trainer = lightning.Trainer(
-        max_epochs=recipe.training.epochs if stop_after is None else stop_after,
+        max_epochs=min(stop_after or recipe.training.epochs, recipe.training.epochs),
         callbacks=callbacks,
         logger=False,
         precision=recipe.training.precision,
@@ -256,7 +270,6 @@ def train(
         ckpt_path=resumed,
         weights_only=False,  # our own checkpoint: the film's frames are numpy arrays
     )
-    trainer.save_checkpoint(checkpoint)
     finished = len(diary.epochs) >= recipe.training.epochs
     _write_metrics(run, diary.epochs)
     np.savez_compressed(
@@ -274,7 +287,7 @@ def initial_nll(model: GenerativeModel, split: Split, num_images: int = 1000) ->
     """
     if model.density == "implicit":
         return None
-    images = torch.from_numpy(split.test.pixels[:num_images] / np.float32(255))
+    images = torch.from_numpy(split.test[:num_images].values)
     with torch.no_grad():
         return float(-model.log_prob(images).mean())
 
@@ -337,6 +350,9 @@ def _loaders(recipe: Recipe, split: Split) -> tuple[DataLoader[Batch], DataLoade
         sampler=EpochSampler(len(dataset), training.seed),
         collate_fn=_as_is,
         drop_last=True,
+        # A loader draws a number when it starts, in a resumed run before the epoch is seeded and
+        # in a straight one after: it must not come from the numbers that training draws.
+        generator=torch.Generator(),
     )
     if not len(split.validation):
         return train_loader, None
@@ -350,7 +366,8 @@ def _loaders(recipe: Recipe, split: Split) -> tuple[DataLoader[Batch], DataLoade
     return train_loader, validation_loader
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
+    # The data set hands out whole batches already.
     return batch
 
 

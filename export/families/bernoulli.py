@@ -4,7 +4,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from export.layers import bernoulli_log_prob, logit, sum_dims, thresholds
+from export.layers import bernoulli_log_prob, logit, score_binary, thresholds
 from export.model import Batch, FamilyConfig, GenerativeModel
 from service.manifest import Noise, Role
 
@@ -22,9 +22,9 @@ class Config(FamilyConfig):
 class Model(GenerativeModel):
     """One probability per pixel, found by counting: n parameters."""
 
-    Config = Config
     density = "exact"
     ordering = "raster"
+    values = ("binary",)
 
     def build(self, config: Config) -> None:
         """Start from nothing counted: every pixel is 0 or 1 with probability ½."""
@@ -59,8 +59,9 @@ class Model(GenerativeModel):
         self.ones += images.sum(dim=0)
         self.total += len(images)
 
-    def configure_optimizers(self) -> None:
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Need no optimizer."""
+        return []
 
     def graphs(self) -> dict[Role, nn.Module]:
         """Return the two graphs over the counted logits."""
@@ -91,5 +92,5 @@ class LogProb(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Score, (N, C, H, W) -> (N,), (N, C, H, W)."""
-        conditionals = bernoulli_log_prob(image, self.logits)
-        return sum_dims(conditionals.flatten(1)), conditionals
+        log_prob, conditionals = score_binary(image.flatten(1), self.logits.flatten())
+        return log_prob, conditionals.reshape(image.shape)

@@ -1,6 +1,7 @@
 """DCGAN: a convolutional generator trained against a convolutional discriminator."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -44,7 +45,6 @@ class Model(GenerativeModel):
         Normalization for Generative Adversarial Networks", 2018, arXiv:1802.05957.
     """
 
-    Config = Config
     density = "implicit"
 
     def build(self, config: Config) -> None:
@@ -66,7 +66,7 @@ class Model(GenerativeModel):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take one step of the discriminator, then one of the generator on the same latents."""
         real = 2 * batch[0] - 1
-        generator_optimizer, discriminator_optimizer = self.optimizers()  # type: ignore[misc, union-attr]
+        generator_optimizer, discriminator_optimizer = self.optimizers()  # type: ignore[attr-defined]
         latent = torch.randn(len(real), self.config.latent_dim, device=real.device)
         fake = self.generator(latent)
 
@@ -120,8 +120,8 @@ class Generator(nn.Module):
         self.start = (config.generator_channels[0], height // scale, width // scale)
         self.project = nn.Linear(config.latent_dim, math.prod(self.start), bias=False)
         stages: list[nn.Module] = []
-        widths = (*config.generator_channels, channels)
-        for width_in, width_out in zip(widths, widths[1:], strict=False):
+        widths: tuple[int, ...] = (*config.generator_channels, channels)
+        for width_in, width_out in pairwise(widths):
             stages += [
                 nn.BatchNorm2d(width_in),
                 nn.ReLU(),
@@ -142,6 +142,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: Config, image: Image) -> None:
         super().__init__()
         stages: list[nn.Module] = []
+        width_in: int
         width_in, height, width = image.shape
         for width_out in config.discriminator_channels:
             convolution = nn.Conv2d(width_in, width_out, 4, 2, 1)
@@ -166,7 +167,8 @@ class Generate(nn.Module):
 
     def forward(self, noise: Tensor) -> Tensor:
         """Sample, (N, D) -> (N, C, H, W)."""
-        return (self.generator(noise) + 1) / 2
+        pixels: Tensor = self.generator(noise)
+        return (pixels + 1) / 2
 
 
 def init_weights(module: nn.Module) -> None:

@@ -5,7 +5,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.layers import bernoulli_log_prob, logit, scan, sum_dims, thresholds
+from export.layers import bernoulli_log_prob, logit, scan, score_binary, thresholds
 from export.model import Batch, FamilyConfig, GenerativeModel
 from service.manifest import Noise, Role
 
@@ -25,9 +25,9 @@ class Config(FamilyConfig):
 class Model(GenerativeModel):
     """AR(N) with a table of 2^min(d, N) probabilities for pixel d, found by counting."""
 
-    Config = Config
     density = "exact"
     ordering = "raster"
+    values = ("binary",)
 
     def build(self, config: Config) -> None:
         """Start from nothing counted: every pixel is 0 or 1 with probability ½."""
@@ -67,8 +67,9 @@ class Model(GenerativeModel):
         self.total.view(-1).index_add_(0, cells, counts)
         self.ones.view(-1).index_add_(0, cells, values.flatten().double())
 
-    def configure_optimizers(self) -> None:
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Need no optimizer."""
+        return []
 
     def graphs(self) -> dict[Role, nn.Module]:
         """Return the two graphs over the counted tables."""
@@ -91,7 +92,7 @@ def table_cells(values: Tensor, order: int) -> Tensor:
     """
     num_dims = values.shape[1]
     bits = (values > 0.5).long()
-    cells = torch.arange(num_dims) * 2**order + 0 * bits
+    cells: Tensor = torch.arange(num_dims) * 2**order + 0 * bits
     for distance in range(1, min(order, num_dims - 1) + 1):
         earlier = functional.pad(bits[:, : num_dims - distance], (distance, 0))
         cells = cells + 2 ** (distance - 1) * earlier
@@ -118,6 +119,7 @@ class Generate(nn.Module):
             return (2 * context + value) % self.num_contexts, value + 0
 
         start = 0 * (limits[:, 0] > 0).long()
+        values: Tensor
         _, values = scan(step, start, (self.tables, limits.t()))
         return values.t().to(noise.dtype).reshape(noise.shape)
 
@@ -134,5 +136,5 @@ class LogProb(nn.Module):
         """Score, (N, C, H, W) -> (N,), (N, C, H, W)."""
         values = image.flatten(1)
         logits = self.tables[table_cells(values, self.order)]
-        conditionals = bernoulli_log_prob(values, logits)
-        return sum_dims(conditionals), conditionals.reshape(image.shape)
+        log_prob, conditionals = score_binary(values, logits)
+        return log_prob, conditionals.reshape(image.shape)

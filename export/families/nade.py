@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from export.layers import bernoulli_log_prob, logit, scan, sum_dims, thresholds
+from export.layers import bernoulli_log_prob, logit, scan, score_binary, thresholds
 from export.model import FamilyConfig, GenerativeModel
 from service.manifest import Noise, Role
 
@@ -35,9 +35,9 @@ class Model(GenerativeModel):
         equations 4 to 6; Uria et al., arXiv:1605.02226, section 2.
     """
 
-    Config = Config
     density = "exact"
     ordering = "raster"
+    values = ("binary",)
 
     def build(self, config: Config) -> None:
         """Create W, V (D, H), b (D,) and c (H,)."""
@@ -64,7 +64,11 @@ class Model(GenerativeModel):
         return log_prob
 
     def graphs(self) -> dict[Role, nn.Module]:
-        """Return the two graphs; both scan over the pixels with one state of (N, H)."""
+        """Return the two graphs; both scan over the pixels with one state of (H, N).
+
+        Images are columns, because ONNX Runtime multiplies a row by a matrix, (1, H) by (H, N),
+        with the same bits in every column whatever N is; a matrix by a column it does not.
+        """
         return {"generate": Generate(self), "log_prob": LogProb(self)}
 
 
@@ -123,15 +127,16 @@ class Generate(nn.Module):
         limits = thresholds(noise, temperature, known, known_mask)
 
         def step(activation: Tensor, pixel: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            W, V, b, limit = pixel  # (1, H), (H, 1), (1, 1), (N, 1)
-            logits = torch.addmm(b, torch.sigmoid(activation), V)
+            W, V, b, limit = pixel  # (H, 1), (1, H), (1, 1), (1, N)
+            logits = torch.addmm(b, V, torch.sigmoid(activation))
             value = (limit < logits).to(activation.dtype)
-            return torch.addmm(activation, value, W), value + 0
+            return torch.addmm(activation, W, value), value + 0
 
-        start = self.c + 0 * noise.flatten(1)[:, :1]
-        slices = (self.W[:, None], self.V[:, :, None], self.b[:, None, None], limits.t()[..., None])
+        start = self.c[:, None] + 0 * noise.flatten(1)[:, 0]
+        slices = (self.W[:, :, None], self.V[:, None], self.b[:, None, None], limits.t()[:, None])
+        values: Tensor
         _, values = scan(step, start, slices)
-        return values[..., 0].t().reshape(noise.shape)
+        return values[:, 0].t().reshape(noise.shape)
 
 
 class LogProb(nn.Module):
@@ -146,12 +151,12 @@ class LogProb(nn.Module):
         values = image.flatten(1)
 
         def step(activation: Tensor, pixel: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            W, V, b, value = pixel  # (1, H), (H, 1), (1, 1), (N, 1)
-            logits = torch.addmm(b, torch.sigmoid(activation), V)
-            return torch.addmm(activation, value, W), logits + 0
+            W, V, b, value = pixel  # (H, 1), (1, H), (1, 1), (1, N)
+            logits = torch.addmm(b, V, torch.sigmoid(activation))
+            return torch.addmm(activation, W, value), logits + 0
 
-        start = self.c + 0 * (values[:, :1] > 0.5).to(values.dtype)
-        slices = (self.W[:, None], self.V[:, :, None], self.b[:, None, None], values.t()[..., None])
+        start = self.c[:, None] + 0 * (values[:, 0] > 0.5).to(values.dtype)
+        slices = (self.W[:, :, None], self.V[:, None], self.b[:, None, None], values.t()[:, None])
         _, logits = scan(step, start, slices)
-        conditionals = bernoulli_log_prob(values, logits[..., 0].t())
-        return sum_dims(conditionals), conditionals.reshape(image.shape)
+        log_prob, conditionals = score_binary(values, logits[:, 0].t())
+        return log_prob, conditionals.reshape(image.shape)

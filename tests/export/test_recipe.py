@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+
+from export.model import family_names
+from export.recipe import Recipe, read_recipe, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_are_valid_and_named_after_their_file(name: str) -> None:
+    recipe = read_recipe(name)
+    assert recipe.name == name
+    assert recipe.family in family_names()
+
+
+def test_a_recipe_is_the_same_after_a_trip_through_json() -> None:
+    recipe = read_recipe("nade-mnist")
+    assert Recipe.model_validate_json(recipe.model_dump_json(indent=2)) == recipe
+
+
+def test_overrides_replace_single_fields() -> None:
+    recipe = read_recipe(
+        "nade-mnist", ["training.epochs=3", "model.hidden=7", "data.source=/a/b=c.npz"]
+    )
+    assert recipe.training.epochs == 3
+    assert recipe.model["hidden"] == 7
+    assert recipe.data.source == "/a/b=c.npz"
+    assert recipe.training.batch_size == read_recipe("nade-mnist").training.batch_size
+
+
+def test_an_override_may_create_a_section() -> None:
+    assert read_recipe("bernoulli-mnist", ["film.frames=5"]).film.frames == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epochs", "not of the form section.field=value"),
+        ("training.epochs=0", "greater than 0"),
+        ("training.epoch=3", "Extra inputs"),
+        ("name.first=x", "name is no section"),
+        ("model={", "not YAML"),
+        ("name=Not A Name", "should match pattern"),
+    ],
+)
+def test_a_wrong_override_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_recipe("nade-mnist", [override])
+
+
+def test_a_recipe_may_lie_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "name: own\nfamily: nade\ndescription: Mine.\ndata: {source: x.npz}\n"
+        "training: {epochs: 1, batch_size: 2}\n"
+    )
+    assert read_recipe(str(path)).name == "own"
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "a: {"])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"own.yaml"):
+        read_recipe(str(path))
+
+
+def test_an_unknown_recipe_names_the_shipped_ones() -> None:
+    with pytest.raises(ValueError, match=r"nade-mnist.*or give a .yaml path"):
+        read_recipe("unheard-of")
+
+
+@pytest.mark.parametrize(
+    ("source", "binarization", "protocol"),
+    [
+        ("mnist", "fixed", "mnist-fixed"),
+        ("mnist", "dynamic", "mnist-dynamic"),
+        ("/home/me/cats", "none", "cats-8-bit"),
+    ],
+)
+def test_the_protocol_names_data_and_binarization(
+    source: str, binarization: str, protocol: str
+) -> None:
+    overrides = [f"data.source={source}", f"data.binarization={binarization}"]
+    assert read_recipe("nade-mnist", overrides).protocol == protocol

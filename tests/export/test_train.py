@@ -1,0 +1,175 @@
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from export.data import load_split
+from export.recipe import Recipe
+from export.train import (
+    EpochSampler,
+    film_moments,
+    load_model,
+    read_run,
+    revision,
+    train,
+)
+
+EPOCHS = 3
+# Everything that a resume could lose: moving average, schedule, momentum, random numbers.
+TRAININGS: dict[str, dict[str, Any]] = {
+    "nade": {"ema_decay": 0.9, "schedule": "cosine", "warmup_steps": 3, "gradient_clip": 5.0},
+    "dcgan": {"ema_decay": 0.9, "betas": [0.5, 0.999]},
+    "markov": {},
+}
+
+# Kills itself in the second batch of the second epoch, as an operator or a power cut would.
+KILLED_TRAINING = """
+import os, signal, sys
+from importlib import import_module
+from pathlib import Path
+import torch
+from export.recipe import Recipe
+from export.train import train
+
+torch.set_num_threads(1)
+recipe = Recipe.model_validate_json(sys.argv[1])
+model = import_module(f"export.families.{recipe.family}").Model
+step = model.training_step
+
+def dying_step(self, batch, batch_idx):
+    if self.trainer.current_epoch == 1 and batch_idx == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, batch_idx)
+
+model.training_step = dying_step
+train(recipe, Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(params=["nade", "dcgan"])
+def recipe(request: pytest.FixtureRequest, make_recipe: Any) -> Recipe:
+    training = {"epochs": EPOCHS, **TRAININGS[request.param]}
+    recipe: Recipe = make_recipe(request.param, training=training)
+    return recipe
+
+
+def metrics_of(run: Path) -> list[dict[str, str]]:
+    """Read what was logged, without the clock."""
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same_run(recipe: Recipe, run: Path, other: Path) -> None:
+    assert metrics_of(run) == metrics_of(other)
+    split = load_split(recipe.data)
+    weights = load_model(recipe, run, split).state_dict()
+    for name, value in load_model(recipe, other, split).state_dict().items():
+        assert torch.equal(weights[name], value), name
+    with np.load(run / "film.npz") as film, np.load(other / "film.npz") as other_film:
+        np.testing.assert_array_equal(film["frames"], other_film["frames"])
+        np.testing.assert_array_equal(film["num_batches"], other_film["num_batches"])
+
+
+def test_a_stopped_run_that_goes_on_equals_a_straight_one(recipe: Recipe, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "straight")
+    train(recipe, tmp_path / "stopped", stop_after=1)
+    assert not read_run(tmp_path / "stopped")["finished"]
+    train(recipe, tmp_path / "stopped")
+    assert read_run(tmp_path / "stopped")["finished"]
+    assert_same_run(recipe, tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_a_run_killed_within_an_epoch_goes_on_to_the_same_end(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    train(recipe, tmp_path / "straight")
+    command = [sys.executable, "-c", KILLED_TRAINING, recipe.model_dump_json()]
+    killed = subprocess.run(
+        [*command, str(tmp_path / "killed")], cwd=Path.cwd(), capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (tmp_path / "killed" / "run.json").exists()
+    train(recipe, tmp_path / "killed")
+    assert_same_run(recipe, tmp_path / "straight", tmp_path / "killed")
+
+
+def test_counting_families_resume_too(make_recipe: Any, tmp_path: Path) -> None:
+    recipe = make_recipe("markov", training={"epochs": 2})
+    train(recipe, tmp_path / "straight")
+    train(recipe, tmp_path / "stopped", stop_after=1)
+    train(recipe, tmp_path / "stopped")
+    assert_same_run(recipe, tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_training_a_finished_run_again_changes_nothing(make_recipe: Any, tmp_path: Path) -> None:
+    recipe = make_recipe("nade")
+    train(recipe, tmp_path / "once")
+    train(recipe, tmp_path / "twice")
+    train(recipe, tmp_path / "twice")
+    assert_same_run(recipe, tmp_path / "once", tmp_path / "twice")
+
+
+def test_the_likelihood_rises(make_recipe: Any, tmp_path: Path) -> None:
+    recipe = make_recipe("nade", training={"epochs": 5})
+    train(recipe, tmp_path)
+    about = read_run(tmp_path)
+    assert about["last"]["train_nll"] < about["initial_nll"]
+
+
+def test_the_film_begins_with_noise_and_ends_with_the_shipped_model(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    train(recipe, tmp_path)
+    num_batches = EPOCHS * (270 // 32)
+    with np.load(tmp_path / "film.npz") as film:
+        assert film["num_batches"].tolist() == [0, *sorted(film_moments(num_batches, 3))]
+        assert film["num_batches"][-1] == num_batches
+        assert film["frames"].shape == (len(film["num_batches"]), 6, 8, 8)
+        assert film["frames"].dtype == np.uint8
+        assert (film["frames"][0] != film["frames"][-1]).any()
+
+
+def test_moments_of_the_film_are_even_on_a_logarithmic_scale() -> None:
+    assert sorted(film_moments(10_000, 5)) == [1, 10, 100, 1000, 10_000]
+
+
+def test_another_recipe_in_the_same_folder_is_refused(make_recipe: Any, tmp_path: Path) -> None:
+    train(make_recipe("nade"), tmp_path)
+    other = make_recipe("nade", training={"epochs": 1})
+    with pytest.raises(ValueError, match="run of another recipe: give --restart"):
+        train(other, tmp_path)
+    train(other, tmp_path, restart=True)
+    assert len(metrics_of(tmp_path)) == 1
+
+
+def test_a_run_without_a_checkpoint_says_what_to_do(make_recipe: Any, tmp_path: Path) -> None:
+    recipe = make_recipe("nade")
+    with pytest.raises(FileNotFoundError, match="run `python -m export train tiny-nade`"):
+        load_model(recipe, tmp_path, load_split(recipe.data))
+
+
+def test_each_epoch_sees_every_image_once_in_an_order_of_its_own() -> None:
+    sampler = EpochSampler(20, seed=3)
+    orders = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        orders.append([index for _, index in sampler])
+        assert sorted(orders[-1]) == list(range(20))
+    assert orders[0] != orders[1]
+    sampler.set_epoch(0)
+    assert [index for _, index in sampler] == orders[0]
+
+
+def test_a_run_tells_where_it_took_place(make_recipe: Any, tmp_path: Path) -> None:
+    train(make_recipe("bernoulli", training={"epochs": 1}), tmp_path)
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["revision"] == revision()
+    assert about["seconds"] >= 0
