@@ -212,8 +212,9 @@ where the figure is one of test images.{step_0}"""
 
 def _metric_row(metric: Metric) -> str:
     error = "–" if metric.std_error is None else f"{metric.std_error:.2g}"
+    value = f"{metric.value:.2f}" if metric.value >= 10 else f"{metric.value:.4g}"
     return (
-        f"| `{metric.name}` | {metric.value:.4g} | ± {error} | {metric.unit} | "
+        f"| `{metric.name}` | {value} | ± {error} | {metric.unit} | "
         f"{metric.protocol} | {metric.num_images:,} |"
     )
 

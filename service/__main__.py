@@ -32,10 +32,13 @@ def main() -> None:
 def _print_where_to_click(settings: Settings) -> None:
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
     base = f"http://{host}:{settings.port}"
-    print(f"ptheta serves {settings.model_store} at {base}")
-    print(f"  {base}/docs             every route, to try out")
-    print(f"  {base}/sample?n=64      a picture")
-    print(f"  {base}/models           what is served")
+    lines = (
+        f"ptheta serves {settings.model_store} at {base}",
+        f"  {base}/docs          every route, to try out",
+        f"  {base}/sample?n=64   a picture",
+        f"  {base}/models        what is served",
+    )
+    print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def choose_device(asked: DeviceName, memory_bytes: int) -> Device:
         wanted = Device("tensorrt", (tensorrt, cuda, _CPU), pads_batches=True)
     provider = wanted.providers[0][0]
     if provider in available:
+        onnxruntime.preload_dlls()  # CUDA's libraries, where pip brought them
         return wanted
     logger.warning(
         "PTHETA_DEVICE is %s, but this ONNX Runtime has no %s (it has %s): running on the CPU. "

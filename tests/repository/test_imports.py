@@ -1,0 +1,47 @@
+"""The service runs without torch and without the offline code."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OFFLINE = {"export", "lightning", "onnx", "onnxscript", "torch"}
+MODULES = sorted((ROOT / "service").rglob("*.py"))
+
+
+def test_a_started_service_has_loaded_nothing_offline() -> None:
+    code = """
+import json, sys
+import service.__main__
+from service.app import create_app
+from service.settings import Settings
+create_app(Settings()).openapi()
+print(json.dumps(sorted(sys.modules)))
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    loaded = {name.partition(".")[0] for name in json.loads(answer.stdout)}
+    assert "service" in loaded
+    assert not loaded & OFFLINE
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_of_the_service_names_offline_code(path: Path) -> None:
+    # Also imports in functions and behind `TYPE_CHECKING`, which a start does not reach.
+    imported = {name.partition(".")[0] for name in imports(ast.parse(path.read_bytes()))}
+    assert not imported & OFFLINE
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str(module), level=0):
+                yield module
