@@ -103,13 +103,21 @@ class GenerativeModel(lightning.LightningModule, ABC):
             self.log("val_nll", nll, prog_bar=True, batch_size=len(batch[0]))
 
     def configure_optimizers(self) -> Any:
-        """Use AdamW with the recipe's schedule, one step of it per batch."""
+        """Use AdamW with the recipe's schedule, one step of it per batch.
+
+        Only matrices and kernels decay: a bias that must be far from 0, such as that of a pixel
+        which is always black, is no sign of overfitting.
+        """
         training = self.training_config
+        weights = [parameter for parameter in self.parameters() if parameter.ndim > 1]
+        biases = [parameter for parameter in self.parameters() if parameter.ndim <= 1]
         optimizer = torch.optim.AdamW(
-            self.parameters(),
+            [
+                {"params": weights, "weight_decay": training.weight_decay},
+                {"params": biases, "weight_decay": 0.0},
+            ],
             lr=training.learning_rate,
             betas=training.betas,
-            weight_decay=training.weight_decay,
         )
         # A run that stops early, to go on later, follows the schedule of the whole.
         share = training.epochs / (self.trainer.max_epochs or training.epochs)
