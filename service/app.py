@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import __version__
 from service.errors import (
     InferenceFailedError,
     MalformedRequestError,
@@ -56,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="ptheta",
-        version="0.1.0",
+        version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
@@ -233,6 +234,11 @@ def _document_problem(app: FastAPI) -> None:
         schemas["Problem"] = schema
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
+        # FastAPI adds its own 422 to every operation with parameters that documents none.
+        for path in document["paths"].values():
+            for operation in path.values():
+                if "HTTPValidationError" in str(operation["responses"].get("422")):
+                    del operation["responses"]["422"]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -163,10 +163,21 @@ class Workers:
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="ptheta-worker")
         self._num_threads = num_threads
         self._num_free = num_threads
+        self._num_calls = 0
         self._turns: deque[Batcher] = deque()
         self._is_granting = False
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def enter(self) -> None:
+        """Count a call that has been accepted."""
+        self._num_calls += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """Count a call that has its answer, or whose caller has gone."""
+        self._num_calls -= 1
+        self._rest()
 
     def ask(self, batcher: "Batcher") -> None:
         """Queue a batcher up for a turn."""
@@ -182,7 +193,7 @@ class Workers:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function)
 
     async def wait_until_idle(self) -> None:
-        """Return once nothing runs or waits for a turn."""
+        """Return once no accepted call is without its answer, and nothing runs."""
         await self._idle.wait()
 
     def close(self) -> None:
@@ -199,7 +210,6 @@ class Workers:
             if batcher.num_queued_rows:
                 self._turns.append(batcher)
             self._num_free -= 1
-            self._idle.clear()
             loop = asyncio.get_running_loop()
             self._executor.submit(self._work, loop, batcher, batch)
 
@@ -213,7 +223,10 @@ class Workers:
         self._num_free += 1
         batcher.settle(batch)
         self._grant()
-        if self._num_free == self._num_threads and not self._turns:
+        self._rest()
+
+    def _rest(self) -> None:
+        if not self._num_calls and self._num_free == self._num_threads:
             self._idle.set()
 
 
@@ -246,6 +259,7 @@ class Batcher:
         self._max_queue_rows = max_queue_rows
         self._max_wait_s = max_wait_s
         self._tickets: deque[Ticket[Any]] = deque()
+        self._running: set[Batch] = set()
         self._finishing: set[asyncio.Task[None]] = set()
         self._row_seconds = 0.0
         self._is_closed = False
@@ -278,11 +292,13 @@ class Batcher:
         timer = loop.call_later(timeout_s, self._expire, ticket, timeout_s)
         self._tickets.append(ticket)
         self.num_queued_rows += num_rows
+        self._workers.enter()
         self._ask()
         try:
             return await ticket.future
         finally:
             timer.cancel()
+            self._workers.leave()
             if ticket.future.cancelled():
                 self._abandon(ticket)
 
@@ -305,11 +321,14 @@ class Batcher:
     def close(self) -> None:
         """Refuse new calls; what has been accepted is still run."""
         self._is_closed = True
+        if self._tickets:
+            self._workers.ask(self)  # nobody comes any more whom it would pay to wait for
 
     def abort(self) -> None:
         """Give up on everything that waits or runs."""
         self.close()
-        for ticket in list(self._tickets):
+        running = [part.ticket for batch in self._running for part in batch.parts]
+        for ticket in [*running, *self._tickets]:
             self._fail(ticket, DrainingError())
 
     def next_batch(self, num_free_workers: int) -> Batch | None:
@@ -328,6 +347,7 @@ class Batcher:
             return None
         self.num_queued_rows -= num_rows
         batch = Batch(parts, num_rows)
+        self._running.add(batch)
         now = time.monotonic()
         for part in parts:
             ticket = part.ticket
@@ -359,6 +379,7 @@ class Batcher:
         """Give each call of a batch what it gets; called on the event loop."""
         if self._observer:
             self._observer.on_batch(batch.num_rows, batch.seconds)
+        self._running.discard(batch)
         newest = batch.seconds / batch.num_rows
         weight = _NEWEST_RUN_WEIGHT if self._row_seconds else 1.0
         self._row_seconds += weight * (newest - self._row_seconds)

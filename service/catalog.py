@@ -16,7 +16,7 @@ from service.errors import (
     UnknownModelError,
     UnsupportedOperationError,
 )
-from service.graph import Graph, Session
+from service.graph import NEUTRAL_INPUTS, Graph, Session
 from service.manifest import (
     GOLDEN_FILE,
     Manifest,
@@ -32,6 +32,12 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+# What the service gives to a graph, and what it cannot do without.
+_INPUTS: dict[Role, set[str]] = {
+    "generate": {"noise", *NEUTRAL_INPUTS},
+    "log_prob": {"image"},
+    "encode": {"image"},
+}
 _OUTPUTS: dict[Role, set[str]] = {
     "generate": {"image"},
     "log_prob": {"log_prob"},
@@ -76,9 +82,10 @@ class Catalog:
         for name, version, folder in version_folders(store):
             try:
                 model = load_bundle(folder, self._make_graph, self._device)
-            except (BrokenBundleError, OSError, ValueError) as error:
-                logger.error("%s@%d is broken and not served: %s", name, version, error)
-                self.broken[f"{name}@{version}"] = str(error)
+            except Exception as error:  # whatever ails one bundle must not harm the others
+                reason = str(error).replace(f"{folder}/", "")  # clients may read it
+                logger.error("%s@%d is broken and not served: %s", name, version, reason)
+                self.broken[f"{name}@{version}"] = reason
                 self._metrics.add_broken(f"{name}@{version}")
             else:
                 self._versions.setdefault(name, {})[version] = model
@@ -136,8 +143,9 @@ class Catalog:
         versions = self._versions.get(name, {})
         if not version and versions:
             return versions[max(versions)]
-        if version.isascii() and version.isdigit() and int(version) in versions:
-            return versions[int(version)]
+        for number, model in versions.items():
+            if version.lstrip("0") == str(number):
+                return model
         raise UnknownModelError(reference, self.references())
 
     def _default(self, operation: Operation | None) -> Model:
@@ -179,13 +187,14 @@ def load_bundle(
     """Verify and load one bundle, and warm its graphs up on their golden arrays.
 
     Raises:
-        BrokenBundleError: A file, a hash, a graph or a result is not what the manifest says.
+        BrokenBundleError: A file, a hash, a graph, a shape or a result is not what the manifest
+            says.
         OSError: A file cannot be read.
         ValueError: The manifest breaks a rule.
     """
     manifest = read_manifest(folder)
     if (manifest.name, str(manifest.version)) != (folder.parent.name, folder.name):
-        raise BrokenBundleError(f"{folder} holds {manifest.reference}")
+        raise BrokenBundleError(f"the manifest is that of {manifest.reference}")
     for file, sha256 in manifest.files.items():
         _verify(folder / file, sha256)
     graphs: dict[Role, Graph] = {}
@@ -199,8 +208,13 @@ def load_bundle(
         missing = _OUTPUTS[role] - set(session.outputs)
         if missing:
             raise BrokenBundleError(f"{path.name} has no output {', '.join(sorted(missing))}")
+        foreign = set(session.inputs) - _INPUTS[role]
+        if foreign:
+            raise BrokenBundleError(f"{path.name} wants {', '.join(sorted(foreign))}")
         graphs[role] = make_graph(session, role, manifest)
-    _replay_golden(folder / GOLDEN_FILE, graphs)
+    golden = _read_golden(folder / GOLDEN_FILE)
+    for role, loaded in graphs.items():
+        _replay_golden(golden, role, loaded, manifest)
     return Model(manifest, graphs, folder)
 
 
@@ -211,27 +225,41 @@ def _verify(path: Path, sha256: str) -> None:
         raise BrokenBundleError(f"{path.name} is damaged: its SHA-256 is not the manifest's")
 
 
-def _replay_golden(path: Path, graphs: dict[Role, Graph]) -> None:
-    with np.load(path, allow_pickle=False) as golden:
-        for role, graph in graphs.items():
-            session = graph.session
-            try:
-                inputs = {name: golden[f"{role}.{name}"] for name in session.inputs}
-                expected = {name: golden[f"{role}.{name}"] for name in session.outputs}
-            except KeyError as error:
-                raise BrokenBundleError(f"{path.name} lacks {error}") from error
-            try:
-                outputs = session.run(inputs)
-            except Exception as error:  # as above
-                raise BrokenBundleError(f"{role} does not run: {error}") from error
-            if session.device.pads_batches:
-                _probe_largest_batch(graph, inputs)
-            for name, array in expected.items():
-                share = _share_of_equal_rows(outputs[name], array)
-                if share < _GOLDEN_SHARE[role]:
-                    raise BrokenBundleError(
-                        f"{role} reproduces {share:.0%} of the golden rows of {name}"
-                    )
+def _read_golden(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as golden:
+            return dict(golden)
+    except Exception as error:  # NumPy and its archive share no better base
+        raise BrokenBundleError(f"{path.name} cannot be read: {error}") from error
+
+
+def _replay_golden(
+    golden: dict[str, NDArray[Any]], role: Role, graph: Graph, manifest: Manifest
+) -> None:
+    session = graph.session
+    try:
+        inputs = {name: golden[f"{role}.{name}"] for name in session.inputs}
+        expected = {name: golden[f"{role}.{name}"] for name in session.outputs}
+    except KeyError as error:
+        raise BrokenBundleError(f"{GOLDEN_FILE} lacks {error}") from error
+    row_shapes = {"noise": manifest.noise.shape, "image": manifest.image.shape}
+    for name, array in (inputs | expected).items():
+        row_shape = row_shapes.get(name, array.shape[1:])
+        if not array.size or array.shape[1:] != row_shape:
+            raise BrokenBundleError(
+                f"the golden {name} of {role} has shape {array.shape}, not "
+                f"(N, {', '.join(map(str, row_shape))})"
+            )
+    try:
+        outputs = session.run(inputs)
+    except Exception as error:  # the runtime's own classes share no better base
+        raise BrokenBundleError(f"{role} does not run: {error}") from error
+    if session.device.pads_batches:
+        _probe_largest_batch(graph, inputs)
+    for name, array in expected.items():
+        share = _share_of_equal_rows(outputs[name], array)
+        if share < _GOLDEN_SHARE[role]:
+            raise BrokenBundleError(f"{role} reproduces {share:.0%} of the golden rows of {name}")
 
 
 def _probe_largest_batch(graph: Graph, inputs: dict[str, NDArray[Any]]) -> None:

@@ -23,7 +23,8 @@ TRUNCATION = "truncation"
 
 logger = logging.getLogger(__name__)
 
-_NEUTRAL_INPUTS = {"temperature": 1.0, "known": 0.0, "known_mask": 0.0}
+NEUTRAL_INPUTS = {"temperature": 1.0, "known": 0.0, "known_mask": 0.0}
+"""What a generator gets where a call says nothing: draw at temperature 1, nothing is known."""
 
 
 class Session:
@@ -145,7 +146,7 @@ class Graph:
         if all(name in part for part in parts):
             rows = [part[name] for part in parts]
             return np.ascontiguousarray(rows[0]) if len(rows) == 1 else np.concatenate(rows)
-        neutral = _NEUTRAL_INPUTS[name]
+        neutral = NEUTRAL_INPUTS[name]
         shape = () if name == "temperature" else self._manifest.image.shape
         gathered = np.full((sum(counts), *shape), neutral, dtype=np.float32)
         start = 0

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
+from service.errors import InvalidRequestError
 from service.manifest import Image
 
 UInt8Array = NDArray[np.uint8]
@@ -20,8 +21,12 @@ FloatArray = NDArray[np.float32]
 PictureFormat = Literal["png", "webp", "jpeg"]
 AnimationFormat = Literal["gif", "webp", "apng"]
 
-# A picture that claims more pixels is refused before a single one is decoded.
+# A picture that claims more pixels is refused before a single one is decoded, and one that would
+# have more before a single one is made.
 MAX_PICTURE_PIXELS = 4096 * 4096
+
+# What the formats themselves can hold; JPEG's encoder stops a little earlier than JPEG.
+_MAX_SIDE = {"webp": 16_383, "jpeg": 65_500, "gif": 65_535}
 
 _READABLE = ("PNG", "JPEG", "WEBP", "GIF")
 
@@ -87,6 +92,29 @@ def grid(pixels: UInt8Array, columns: int) -> UInt8Array:
 def enlarge(pixels: UInt8Array, scale: int) -> UInt8Array:
     """Repeat each pixel `scale` times along the first two axes."""
     return pixels if scale == 1 else pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def check_size(answer_format: str, width: int, height: int, num_pictures: int = 1) -> None:
+    """Refuse pictures that nobody should ask for, before they are made.
+
+    Args:
+        answer_format: What they will be encoded as.
+        width: Of each, in pixels.
+        height: Of each, in pixels.
+        num_pictures: How many pictures, or frames of an animation.
+
+    Raises:
+        InvalidRequestError: There are too many pixels, or the format cannot hold them.
+    """
+    side = _MAX_SIDE.get(answer_format, MAX_PICTURE_PIXELS)
+    if max(width, height) > side or width * height * num_pictures > MAX_PICTURE_PIXELS:
+        count = f"{num_pictures} pictures" if num_pictures > 1 else "a picture"
+        raise InvalidRequestError.of_field(
+            "scale",
+            f"{count} of {width}×{height} pixels would be too large: {MAX_PICTURE_PIXELS} pixels "
+            f"and sides of {side} are possible as {answer_format}; lower the scale, or ask for "
+            "fewer images or columns, or for npy",
+        )
 
 
 def encode_picture(pixels: UInt8Array, picture_format: PictureFormat) -> bytes:
@@ -222,7 +250,7 @@ def decode_picture(
             mode = "L" if channels == 1 else "RGB"
             if picture.mode != mode and not convert:
                 _refuse_mode(picture, mode)
-            opaque = _on_white(_with_eight_bits(picture)).convert(mode)
+            opaque = on_white(_with_eight_bits(picture)).convert(mode)
             if opaque.size != (width, height):
                 opaque = opaque.resize((width, height), PillowImage.Resampling.LANCZOS)
             return np.asarray(opaque, dtype=np.uint8)
@@ -254,7 +282,8 @@ def _with_eight_bits(picture: PillowImage.Image) -> PillowImage.Image:
     return PillowImage.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
 
 
-def _on_white(picture: PillowImage.Image) -> PillowImage.Image:
+def on_white(picture: PillowImage.Image) -> PillowImage.Image:
+    """Lay a picture with transparent parts on white; others are returned as they are."""
     if not picture.has_transparency_data:
         return picture
     rgba = picture.convert("RGBA")

@@ -1,6 +1,7 @@
 """The HTTP server: uvicorn, made to drain before it stops."""
 
 import asyncio
+import math
 import signal
 import socket
 import time
@@ -34,11 +35,13 @@ class Server(uvicorn.Server):
             port=settings.port,
             access_log=False,  # the application logs with request ids
             log_config=None,
-            timeout_graceful_shutdown=round(settings.drain_timeout_s),
+            # uvicorn ends requests without an answer; give_up comes first and gives one.
+            timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + 1,
         )
         super().__init__(config)
         self._app = app
         self._drain_window_s = settings.drain_window_s
+        self._drain_timeout_s = settings.drain_timeout_s
         self._drained_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -59,5 +62,8 @@ class Server(uvicorn.Server):
         """Close the listeners first, so that no accepted request is dropped."""
         for server in self.servers:
             server.close()
+        loop = asyncio.get_running_loop()
+        limit = loop.call_later(self._drain_timeout_s, self._app.state.service.give_up)
         await asyncio.sleep(_LAST_CALL_S)
         await super().shutdown(sockets)
+        limit.cancel()

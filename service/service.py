@@ -4,7 +4,7 @@ import asyncio
 import logging
 from typing import Literal
 
-from service.batcher import Workers
+from service.batcher import Batcher, Workers
 from service.catalog import Catalog
 from service.errors import DrainingError, ModelLoadingError
 from service.manifest import Operation
@@ -47,19 +47,20 @@ class Service:
         self.phase = "stopped"
         if self._loading is not None:
             await self._loading
-        batchers = [
-            graph.batcher for model in self.catalog.models() for graph in model.graphs.values()
-        ]
-        for batcher in batchers:
+        for batcher in self._batchers():
             batcher.close()
         try:
             async with asyncio.timeout(self.settings.drain_timeout_s):
                 await self.workers.wait_until_idle()
         except TimeoutError:
-            logger.warning("gave up on requests in flight after the drain limit")
-            for batcher in batchers:
-                batcher.abort()
+            self.give_up()
         await asyncio.to_thread(self.workers.close)
+
+    def give_up(self) -> None:
+        """Refuse what waits and end what runs; called when the drain limit has passed."""
+        logger.warning("gave up on requests in flight after the drain limit")
+        for batcher in self._batchers():
+            batcher.abort()
 
     def find(self, reference: str | None, operation: Operation | None = None) -> Model:
         """Find a model for a request.
@@ -93,6 +94,10 @@ class Service:
         if self.catalog.broken and self.settings.require_all_models:
             return f"broken bundles: {', '.join(sorted(self.catalog.broken))}"
         return None if self.catalog.models() else "the model store is empty"
+
+    def _batchers(self) -> list[Batcher]:
+        models = self.catalog.models()
+        return [graph.batcher for model in models for graph in model.graphs.values()]
 
     async def _load(self) -> None:
         try:

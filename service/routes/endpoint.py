@@ -2,7 +2,8 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from fastapi.routing import APIRoute
@@ -13,6 +14,7 @@ from starlette.responses import Response
 
 from service.batcher import Outcome
 from service.errors import (
+    DeadlineExceededError,
     InvalidRequestError,
     MalformedRequestError,
     PayloadTooLargeError,
@@ -209,6 +211,23 @@ def timeout_s(request: Request, asked_ms: int | None) -> float:
     settings = service_of(request).settings
     wanted = settings.default_timeout_s if asked_ms is None else asked_ms / 1000
     return min(wanted, settings.max_timeout_s)
+
+
+@asynccontextmanager
+async def deadline(limit_s: float) -> AsyncIterator[None]:
+    """Bound several waits together.
+
+    Args:
+        limit_s: Seconds for all of them.
+
+    Raises:
+        DeadlineExceededError: They took longer.
+    """
+    try:
+        async with asyncio.timeout(limit_s):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceededError(limit_s) from error
 
 
 def json_bytes(content: Any) -> bytes:

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Query
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import InvalidRequestError, NoLatentSpaceError
 from service.images import (
+    check_size,
     encode_animation,
     encode_base64,
     encode_npy,
@@ -78,6 +79,12 @@ class Walk(RequestModel):
 class InterpolateRequest(Walk):
     """Where and how to walk, and how to show it."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"model": "dcgan-fashion", "anchors": [{"seed": 1}, {"seed": 2}]}]
+        }
+    )
+
     anchors: list[Anchor] = Field(min_length=MIN_ANCHORS, max_length=MAX_ANCHORS)
 
 
@@ -134,6 +141,11 @@ async def _answer(
             "steps",
             f"the path has {num_frames} frames, at most {service.settings.max_rows} are possible",
         )
+    _, height, width = (walk.scale * size for size in model.manifest.image.shape)
+    if answer_format == "png":
+        check_size("png", num_frames * width, height)
+    elif answer_format != "npy":
+        check_size(answer_format, width, height, num_frames)
     latents = np.stack(
         [_latent_of(service, model, anchor, position) for position, anchor in enumerate(anchors)]
     )

@@ -27,6 +27,7 @@ from service.routes.documentation import BINARY, answers, media
 from service.routes.endpoint import (
     JSON_TYPES,
     Endpoint,
+    deadline,
     json_bytes,
     media_type_of,
     read_body,
@@ -117,18 +118,20 @@ async def create_log_prob(request: Request) -> Response:
     model = service.find(options.model, "log_prob")
     answer_format = choose_format(options.format, request.headers.get("accept"), FORMATS, "json")
     _check_options(service.catalog.newest(), model, options)
-    images = await service.workers.run(make_decode(model.manifest.image, options))
-    if len(images) > service.settings.max_rows:
-        raise InvalidRequestError.of_field(
-            "images", f"at most {service.settings.max_rows} per request, not {len(images)}"
-        )
 
     def finish(outputs: Rows) -> bytes:
         if answer_format == "npy":
             return _npy_answer(outputs, options)
         return _json_answer(model, options, outputs)
 
-    outcome = await model.log_prob(images, finish, timeout_s=timeout_s(request, options.timeout_ms))
+    limit_s = timeout_s(request, options.timeout_ms)
+    async with deadline(limit_s):
+        images = await service.workers.run(make_decode(model.manifest.image, options))
+        if len(images) > service.settings.max_rows:
+            raise InvalidRequestError.of_field(
+                "images", f"at most {service.settings.max_rows} per request, not {len(images)}"
+            )
+        outcome = await model.log_prob(images, finish, timeout_s=limit_s)
     headers = {"X-Model": model.reference, "Server-Timing": server_timing(outcome)}
     return Response(outcome.value, headers=headers, media_type=MEDIA_TYPES[answer_format])
 
@@ -155,6 +158,8 @@ async def _parse_form(request: Request, body: bytes) -> tuple[dict[str, Any], li
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
+    if not body.rstrip().endswith(b"--"):
+        raise MalformedRequestError("the form cannot be read: its end is missing")
     max_rows = service_of(request).settings.max_rows
     parser = MultiPartParser(request.headers, stream(), max_files=max_rows, max_fields=32)
     try:
@@ -167,6 +172,8 @@ async def _parse_form(request: Request, body: bytes) -> tuple[dict[str, Any], li
     try:
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):
+                if name in fields:
+                    raise InvalidRequestError.of_field(name, "is given twice; give it once")
                 fields[name] = value
             elif name == "images":
                 files.append(await value.read())

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, Query
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,6 +18,7 @@ from service.errors import InvalidRequestError, NoLatentSpaceError, UnsupportedO
 from service.graph import TRUNCATION
 from service.images import (
     PictureFormat,
+    check_size,
     encode_base64,
     encode_npy,
     encode_picture,
@@ -26,11 +27,12 @@ from service.images import (
     near_square_columns,
     to_pixels,
 )
-from service.manifest import Manifest
+from service.manifest import Image, Manifest
 from service.model import Model, seeded_rows
 from service.routes.documentation import PICTURES, answers
 from service.routes.endpoint import (
     Endpoint,
+    deadline,
     json_bytes,
     server_timing,
     service_of,
@@ -85,6 +87,15 @@ class SampleQuery(RequestModel):
 
 class SampleRequest(SampleQuery):
     """What to generate, and how to show it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "dcgan-fashion", "n": 4, "seed": 7},
+                {"model": "nade-mnist", "n": 2, "temperature": 0.9, "include": ["log_prob"]},
+            ]
+        }
+    )
 
     latents: list[list[Coordinate]] | None = Field(
         default=None,
@@ -167,6 +178,7 @@ def plan(
         raise InvalidRequestError.of_field(
             "n", f"at most {service.settings.max_rows} images per request, not {num_images}"
         )
+    _check_size(model.manifest.image, query, num_images, answer_format)
     if query.truncation != 1 and latents is not None:
         rows["noise"] = rows["noise"] * np.float32(query.truncation)
     elif query.truncation != 1:
@@ -200,22 +212,23 @@ def is_known_to_client(request: Request, headers: dict[str, str]) -> bool:
 
 
 async def _answer(request: Request, sampling: Sampling, query: SampleQuery) -> Response:
-    deadline_s = timeout_s(request, query.timeout_ms)
+    limit_s = timeout_s(request, query.timeout_ms)
     model = sampling.model
     outcomes: list[Outcome[Any]] = []
     if "log_prob" in query.include and sampling.answer_format == "json":
-        drawn = await model.generate(sampling.rows, lambda *made: made, timeout_s=deadline_s)
-        outcomes.append(drawn)
-        images, noise = drawn.value
-        scored = await model.log_prob(
-            images,
-            lambda outputs: _json_answer(sampling, query, images, noise, outputs["log_prob"]),
-            timeout_s=deadline_s,
-        )
+        async with deadline(limit_s):
+            drawn = await model.generate(sampling.rows, lambda *made: made, timeout_s=limit_s)
+            outcomes.append(drawn)
+            images, noise = drawn.value
+            scored = await model.log_prob(
+                images,
+                lambda outputs: _json_answer(sampling, query, images, noise, outputs["log_prob"]),
+                timeout_s=limit_s,
+            )
         outcomes.append(scored)
         content = scored.value
     else:
-        made = await model.generate(sampling.rows, _encoder(sampling, query), timeout_s=deadline_s)
+        made = await model.generate(sampling.rows, _encoder(sampling, query), timeout_s=limit_s)
         outcomes.append(made)
         content = made.value
     headers = {"X-Model": model.reference, "Server-Timing": server_timing(*outcomes)}
@@ -288,6 +301,15 @@ def _check_options(service: Service, model: Model, query: SampleQuery) -> None:
             f"{model.reference} is not conditional: it takes no labels",
             [other.manifest.name for other in catalog.newest() if other.manifest.labels],
         )
+
+
+def _check_size(image: Image, query: SampleQuery, num_images: int, answer_format: str) -> None:
+    _, height, width = (query.scale * size for size in image.shape)
+    if answer_format == "json":
+        check_size("png", width, height, num_images)
+    elif answer_format != "npy":
+        columns = query.columns or near_square_columns(num_images)
+        check_size(answer_format, columns * width, -(-num_images // columns) * height)
 
 
 def _check_latents(

@@ -1,0 +1,285 @@
+"""Tiny bundles, made in milliseconds: sound ones that show every role, and long runs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx.parser
+from numpy.typing import NDArray
+
+from service.graph import Session
+from service.manifest import (
+    CARD_FILE,
+    FILM_FILE,
+    GOLDEN_FILE,
+    PREVIEW_FILE,
+    Graph,
+    Image,
+    Manifest,
+    Noise,
+    Role,
+    Source,
+    Training,
+    Values,
+    sha256_of,
+    write_manifest,
+)
+from service.noise import draw
+
+HEIGHT, WIDTH, LATENT_DIM = 4, 8, 3
+MAX_BATCH_ROWS = 16
+NUM_GOLDEN = 6
+
+TRAINING = Training(
+    data=Source(
+        name="none", licence="none", origin="made up", num_train=1, num_validation=0, num_test=0
+    ),
+    recipe={},
+    seed=0,
+    seconds=0,
+    machine="none",
+    revision="none",
+    versions={},
+    created="2000-01-01T00:00:00+00:00",
+)
+
+# Pixel 0 is never on (its likelihood is zero), and the last one has no likelihood at all.
+NEVER_ON, UNDEFINED = (0, 0), (HEIGHT - 1, WIDTH - 1)
+
+
+def write_graph(path: Path, text: str) -> None:
+    """Write a graph that is given in ONNX's own text syntax, without its head."""
+    head = '<ir_version: 10, opset_import: ["" : 21]>\n'
+    path.write_bytes(onnx.parser.parse_model(head + text).SerializeToString())
+
+
+def constant(array: NDArray[Any]) -> str:
+    """Write an array as a node of that syntax."""
+    shape = ", ".join(map(str, array.shape))
+    values = ", ".join(f"{value:.8g}" for value in array.ravel())
+    return f"Constant <value = float[{shape}] {{{values}}}> ()"
+
+
+def latent_generator(channels: int, gain: float = 1.0) -> str:
+    """Return sigmoid(noise · weight) as a picture."""
+    size = channels * HEIGHT * WIDTH
+    weight = gain * np.random.default_rng(0).normal(size=(LATENT_DIM, size))
+    return f"""
+    generate (float[N, {LATENT_DIM}] noise) => (float[N, {channels}, {HEIGHT}, {WIDTH}] image) {{
+        weight = {constant(weight)}
+        logits = MatMul (noise, weight)
+        probs = Sigmoid (logits)
+        shape = Constant <value_ints = [-1, {channels}, {HEIGHT}, {WIDTH}]> ()
+        image = Reshape (probs, shape)
+    }}"""
+
+
+def binary_generator() -> str:
+    """Return independent pixels with a temperature."""
+    return f"""
+    generate (float[N, 1, {HEIGHT}, {WIDTH}] noise, float[N] temperature)
+            => (float[N, 1, {HEIGHT}, {WIDTH}] image) {{
+        logits = {constant(np.log(pixel_probs()) - np.log1p(-pixel_probs()))}
+        column = Constant <value_ints = [-1, 1, 1, 1]> ()
+        divisor = Reshape (temperature, column)
+        scaled = Div (logits, divisor)
+        probs = Sigmoid (scaled)
+        is_on = Less (noise, probs)
+        image = Cast <to = 1> (is_on)
+    }}"""
+
+
+def pixel_probs() -> NDArray[np.float64]:
+    """Return how likely each pixel of the binary model is on."""
+    probs = np.linspace(0.2, 0.8, HEIGHT * WIDTH).reshape(1, 1, HEIGHT, WIDTH)
+    probs[0, 0][NEVER_ON] = probs[0, 0][UNDEFINED] = 1e-30
+    return probs
+
+
+def binary_log_prob() -> str:
+    """Return the log-likelihood of those pixels; see `NEVER_ON` and `UNDEFINED`."""
+    on, off = pixel_probs(), 1 - pixel_probs()
+    on[0, 0][NEVER_ON], on[0, 0][UNDEFINED] = 0, -1
+    shape = f"float[N, 1, {HEIGHT}, {WIDTH}]"
+    return f"""
+    log_prob ({shape} image) => (float[N] log_prob, {shape} conditional_log_prob) {{
+        half = Constant <value_float = 0.5> ()
+        on = {constant(on)}
+        off = {constant(off)}
+        is_on = Greater (image, half)
+        likelihood = Where (is_on, on, off)
+        conditional_log_prob = Log (likelihood)
+        axes = Constant <value_ints = [1, 2, 3]> ()
+        log_prob = ReduceSum <keepdims = 0> (conditional_log_prob, axes)
+    }}"""
+
+
+def square_log_prob(channels: int, *, has_conditionals: bool) -> str:
+    """Return −x² per value, and its sum: no density, but a function that is easy to check."""
+    shape = f"float[N, {channels}, {HEIGHT}, {WIDTH}]"
+    more = f", {shape} conditional_log_prob" if has_conditionals else ""
+    return f"""
+    log_prob ({shape} image) => (float[N] log_prob{more}) {{
+        square = Mul (image, image)
+        conditional_log_prob = Neg (square)
+        axes = Constant <value_ints = [1, 2, 3]> ()
+        log_prob = ReduceSum <keepdims = 0> (conditional_log_prob, axes)
+    }}"""
+
+
+def identity_generator() -> str:
+    """Return the noise itself as a picture."""
+    shape = f"float[N, 1, {HEIGHT}, {WIDTH}]"
+    return f"generate ({shape} noise) => ({shape} image) {{ image = Identity (noise) }}"
+
+
+def slow_generator() -> str:
+    """Return a picture after as many steps as the square of the largest noise: 10¹² for 10⁶."""
+    size = HEIGHT * WIDTH
+    return f"""
+    generate (float[N, {LATENT_DIM}] noise) => (float[N, 1, {HEIGHT}, {WIDTH}] image) {{
+        largest = ReduceMax <keepdims = 0> (noise)
+        square = Mul (largest, largest)
+        steps = Cast <to = 7> (square)
+        yes = Constant <value = bool {{1}}> ()
+        weight = {constant(np.ones((LATENT_DIM, size)))}
+        start = MatMul (noise, weight)
+        end = Loop (steps, yes, start) <
+            body = step (int64 i, bool go, float[N, {size}] state)
+                    => (bool go_on, float[N, {size}] next) {{
+                go_on = Identity (go)
+                next = Sin (state)
+            }}>
+        probs = Sigmoid (end)
+        shape = Constant <value_ints = [-1, 1, {HEIGHT}, {WIDTH}]> ()
+        image = Reshape (probs, shape)
+    }}"""
+
+
+def fragile_generator() -> str:
+    """Return a picture that is not finite where a latent is negative."""
+    size = HEIGHT * WIDTH
+    return f"""
+    generate (float[N, {LATENT_DIM}] noise) => (float[N, 1, {HEIGHT}, {WIDTH}] image) {{
+        weight = {constant(np.full((LATENT_DIM, size), 1 / LATENT_DIM))}
+        root = Sqrt (noise)
+        mean = MatMul (root, weight)
+        shape = Constant <value_ints = [-1, 1, {HEIGHT}, {WIDTH}]> ()
+        image = Reshape (mean, shape)
+    }}"""
+
+
+def write_bundle(
+    store: Path,
+    name: str,
+    graphs: Mapping[Role, str],
+    *,
+    version: int = 1,
+    channels: int = 1,
+    values: Values = "8-bit",
+    prior: Literal["normal", "uniform"] = "normal",
+    latent: bool = True,
+) -> Path:
+    """Write a sound bundle.
+
+    Args:
+        store: Where to; the folder `<name>/<version>` is made.
+        name: The model's name.
+        graphs: Text of each graph.
+        version: Its version.
+        channels: Of its images.
+        values: What a pixel can be.
+        prior: Of its noise.
+        latent: Whether its noise is a latent, or one number per pixel.
+
+    Returns:
+        The bundle's folder.
+    """
+    folder = store / name / str(version)
+    folder.mkdir(parents=True)
+    image = Image(shape=(1 if channels == 1 else 3, HEIGHT, WIDTH), values=values)
+    noise = Noise(prior=prior, shape=(LATENT_DIM,) if latent else image.shape, latent=latent)
+    for role, text in graphs.items():
+        write_graph(folder / f"{role}.onnx", text)
+    golden: dict[str, Any] = golden_arrays(folder, list(graphs), noise)
+    np.savez(folder / GOLDEN_FILE, **golden)
+    (folder / CARD_FILE).write_text(f"# {name}\n")
+    (folder / PREVIEW_FILE).write_bytes(b"a picture")
+    (folder / FILM_FILE).write_bytes(b"a film")
+    files = (GOLDEN_FILE, CARD_FILE, PREVIEW_FILE, FILM_FILE)
+    manifest = Manifest(
+        name=name,
+        version=version,
+        family="tiny",
+        description="Made up.",
+        density="exact" if "log_prob" in graphs else "implicit",
+        image=image,
+        noise=noise,
+        num_parameters=1,
+        graphs={role: describe_graph(folder / f"{role}.onnx") for role in graphs},
+        files={file: sha256_of(folder / file) for file in files},
+        training=TRAINING,
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def describe_graph(path: Path) -> Graph:
+    """Describe a graph for the manifest."""
+    return Graph(
+        file=path.name,
+        sha256=sha256_of(path),
+        num_bytes=path.stat().st_size,
+        max_batch_rows=MAX_BATCH_ROWS,
+    )
+
+
+def golden_arrays(folder: Path, roles: list[Role], noise: Noise) -> dict[str, NDArray[Any]]:
+    """Run graphs on a few rows and name the arrays as a bundle does."""
+    indices = np.arange(NUM_GOLDEN, dtype=np.uint64)
+    inputs = {
+        "noise": draw(noise.prior, indices * 0, indices, noise.shape),
+        "temperature": np.ones(NUM_GOLDEN, np.float32),
+    }
+    golden: dict[str, NDArray[Any]] = {}
+    for role in roles:
+        session = Session(folder / f"{role}.onnx")
+        taken = {name: inputs[name] for name in session.inputs}
+        made = session.run(taken)
+        inputs |= {name: array for name, array in made.items() if name == "image"}
+        golden |= {f"{role}.{name}": array for name, array in (taken | made).items()}
+    return golden
+
+
+def write_store(store: Path) -> Path:
+    """Write one model of every kind, one of them in two versions."""
+    for version, gain in ((1, 1.0), (2, 2.0)):
+        graph = latent_generator(1, gain)
+        write_bundle(store, "tiny-latent", {"generate": graph}, version=version)
+    write_bundle(
+        store,
+        "tiny-binary",
+        {"generate": binary_generator(), "log_prob": binary_log_prob()},
+        values="binary",
+        prior="uniform",
+        latent=False,
+    )
+    write_bundle(
+        store,
+        "tiny-grey",
+        {
+            "generate": identity_generator(),
+            "log_prob": square_log_prob(1, has_conditionals=False),
+        },
+        prior="uniform",
+        latent=False,
+    )
+    write_bundle(
+        store,
+        "tiny-rgb",
+        {"generate": latent_generator(3), "log_prob": square_log_prob(3, has_conditionals=True)},
+        channels=3,
+        prior="uniform",
+    )
+    return store

@@ -1,0 +1,665 @@
+"""The promises of the batcher, kept by a graph that can be held and remembers its batches."""
+
+import asyncio
+import gc
+import logging
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.batcher import Batcher, Outcome, Rows, Stop, StoppedError, Workers
+from service.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    InferenceFailedError,
+    InvalidRequestError,
+    OverloadedError,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
+
+POISON = -1.0
+LONG_S = 60.0
+
+
+class FakeGraph:
+    """Doubles `x`; remembers its batches; waits in each run while it is held."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[float]] = []
+        self.started: asyncio.Queue[list[float]] = asyncio.Queue()
+        self.num_stopped = 0
+        self._loop = asyncio.get_running_loop()
+        self._is_held = False
+        self._waiting: list[threading.Event] = []
+        self._lock = threading.Lock()
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        return [len(batch) for batch in self.batches]
+
+    def hold(self) -> None:
+        with self._lock:
+            self._is_held = True
+
+    def release(self) -> None:
+        with self._lock:
+            self._is_held = False
+            for resume in self._waiting:
+                resume.set()
+
+    def __call__(self, parts: Sequence[Rows], stop: Stop) -> Rows:
+        x = np.concatenate([part["x"] for part in parts])
+        resume = threading.Event()
+        stop.on_request(resume.set)
+        with self._lock:
+            self.batches.append(x.tolist())
+            if self._is_held:
+                self._waiting.append(resume)
+            else:
+                resume.set()
+        self._loop.call_soon_threadsafe(self.started.put_nowait, x.tolist())
+        resume.wait()
+        if stop.requested:
+            self.num_stopped += 1
+            raise StoppedError
+        if POISON in x:
+            raise FloatingPointError("poison")
+        return {"y": 2 * x}
+
+
+Make = Callable[..., Batcher]
+
+
+@pytest.fixture
+async def workers() -> AsyncIterator[Workers]:
+    """Return one worker."""
+    made = Workers(1)
+    yield made
+    await asyncio.to_thread(made.close)
+
+
+@pytest.fixture
+async def graph(workers: Workers) -> AsyncIterator[FakeGraph]:
+    """Return a graph; runs that a test has left behind end before the workers do."""
+    made = FakeGraph()
+    yield made
+    made.release()
+
+
+@pytest.fixture
+def make(graph: FakeGraph, workers: Workers) -> Make:
+    """Return a function that makes a batcher for the graph."""
+
+    def make(run: Any = graph, on: Workers = workers, **limits: Any) -> Batcher:
+        return Batcher(run, on, **{"max_batch_rows": 16, "max_queue_rows": 64} | limits)
+
+    return make
+
+
+def rows(*values: float) -> Rows:
+    return {"x": np.array(values, dtype=np.float64)}
+
+
+def as_list(outputs: Rows) -> list[float]:
+    doubled: list[float] = outputs["y"].tolist()
+    return doubled
+
+
+Call = asyncio.Task[Outcome[list[float]]]
+
+
+def call(batcher: Batcher, *values: float, timeout_s: float = LONG_S) -> Call:
+    return asyncio.create_task(batcher.submit(rows(*values), as_list, timeout_s=timeout_s))
+
+
+async def settled() -> None:
+    """Let everything run that can run now."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def busy(batcher: Batcher, graph: FakeGraph) -> Call:
+    """Return a call that holds the only worker."""
+    graph.hold()
+    running = call(batcher, 0)
+    await graph.started.get()
+    return running
+
+
+class TestBatching:
+    @pytest.mark.parametrize("num_workers", [1, 2, 3])
+    async def test_every_call_gets_its_own_rows_back(
+        self, graph: FakeGraph, make: Make, num_workers: int
+    ) -> None:
+        rng = np.random.default_rng(0)
+        several = Workers(num_workers)
+        batcher = make(on=several, max_queue_rows=10_000)
+        calls, first = [], 0
+        for count in rng.integers(1, 50, 60):  # up to three batches long
+            calls.append((call(batcher, *range(first, first + count)), range(first, first + count)))
+            first += count
+            for _ in range(rng.integers(0, 4)):
+                await asyncio.sleep(0)
+        for task, values in calls:
+            assert (await task).value == [2 * value for value in values]
+        assert max(graph.batch_sizes) <= 16
+        assert sorted(value for batch in graph.batches for value in batch) == list(range(first))
+        await asyncio.to_thread(several.close)
+
+    async def test_calls_gather_while_the_worker_is_busy(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make()
+        running = await busy(batcher, graph)
+        waiting = [call(batcher, value) for value in range(1, 11)]
+        await settled()
+        graph.release()
+        outcomes = await asyncio.gather(running, *waiting)
+        assert graph.batch_sizes == [1, 10]
+        assert [outcome.batch_rows for outcome in outcomes] == [1] + [10] * 10
+
+    async def test_a_lone_call_waits_for_no_company(self, graph: FakeGraph, make: Make) -> None:
+        task = call(make(), 3)
+        assert await graph.started.get() == [3]
+        assert (await task).value == [6]
+
+    async def test_calls_of_one_moment_run_together(self, graph: FakeGraph, make: Make) -> None:
+        batcher = make()
+        await asyncio.gather(*[call(batcher, value) for value in range(5)])
+        assert graph.batch_sizes == [5]
+
+    async def test_with_a_wait_a_lone_call_waits_and_a_full_batch_does_not(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make(max_batch_rows=4, max_wait_s=LONG_S)
+        calls = [call(batcher, value) for value in range(3)]
+        await settled()
+        assert graph.batches == []
+        calls.append(call(batcher, 3))
+        await asyncio.gather(*calls)
+        assert graph.batch_sizes == [4]
+
+    async def test_a_wait_ends_by_itself(self, graph: FakeGraph, make: Make) -> None:
+        batcher = make(max_wait_s=0.02)
+        assert (await call(batcher, 1)).value == [2]
+
+    async def test_free_workers_share_what_waits(self, graph: FakeGraph, make: Make) -> None:
+        pair = Workers(2)
+        batcher = make(on=pair)
+        await asyncio.gather(*[call(batcher, value) for value in range(10)])
+        assert graph.batch_sizes == [5, 5]
+        await asyncio.to_thread(pair.close)
+
+    async def test_no_batch_is_larger_than_the_limit(self, graph: FakeGraph, make: Make) -> None:
+        batcher = make(max_batch_rows=4)
+        running = await busy(batcher, graph)
+        waiting = [call(batcher, *range(count)) for count in (3, 3, 2, 4, 1)]
+        await settled()
+        graph.release()
+        await asyncio.gather(running, *waiting)
+        # A call that fits into one batch is never split.
+        assert graph.batch_sizes == [1, 3, 3, 2, 4, 1]
+
+    async def test_an_answer_is_made_once_and_off_the_event_loop(self, make: Make) -> None:
+        threads = []
+
+        def finish(outputs: Rows) -> str:
+            threads.append(threading.current_thread().name)
+            return "made"
+
+        outcome = await make().submit(rows(1, 2), finish, timeout_s=LONG_S)
+        assert outcome.value == "made"
+        assert len(threads) == 1
+        assert threads[0].startswith("ptheta-worker")
+
+    async def test_times_tell_queue_and_run_apart(self, graph: FakeGraph, make: Make) -> None:
+        batcher = make()
+        running = await busy(batcher, graph)
+        waiting = call(batcher, 1)
+        await settled()
+        threading.Event().wait(0.03)  # no wait of less than this is possible for the two
+        graph.release()
+        assert (await running).run_s >= 0.03 > (await running).queue_s
+        assert (await waiting).queue_s >= 0.03
+
+
+class TestCancellation:
+    async def test_a_queued_call_that_is_cancelled_is_not_run(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make()
+        running = await busy(batcher, graph)
+        kept, gone = call(batcher, 1), call(batcher, 2, 3)
+        await settled()
+        gone.cancel()
+        await settled()
+        assert batcher.num_queued_rows == 1
+        graph.release()
+        await asyncio.gather(running, kept)
+        assert graph.batches == [[0], [1]]
+
+    async def test_a_cancelled_call_does_not_harm_its_batch_mates(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make()
+        graph.hold()
+        calls = [call(batcher, value) for value in range(4)]
+        await graph.started.get()
+        for gone in calls[1:3]:
+            gone.cancel()
+        await settled()
+        graph.release()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert graph.num_stopped == 0
+        values = [result.value for result in results if isinstance(result, Outcome)]
+        assert values == [[0], [6]]
+        assert all(isinstance(result, asyncio.CancelledError) for result in results[1:3])
+
+    async def test_a_batch_that_nobody_waits_for_is_stopped(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make()
+        graph.hold()
+        calls = [call(batcher, value) for value in range(3)]
+        await graph.started.get()
+        following = call(batcher, 7)
+        await settled()
+        for gone in calls:
+            gone.cancel()
+        # The graph is still held: the next batch can only start because the first was stopped.
+        assert await graph.started.get() == [7]
+        assert graph.num_stopped == 1
+        graph.release()
+        assert (await following).value == [14]
+
+    async def test_all_chunks_of_a_large_call_end_when_it_is_cancelled(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make(max_batch_rows=4)
+        graph.hold()
+        large = call(batcher, *range(20))
+        assert await graph.started.get() == [0, 1, 2, 3]
+        large.cancel()
+        assert (await call_after(batcher, graph, 99)).value == [198]
+        assert graph.batches == [[0, 1, 2, 3], [99]]
+        assert batcher.num_queued_rows == 0
+
+    async def test_cancelling_twice_or_too_late_does_nothing(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make()
+        done = call(batcher, 1)
+        await done
+        done.cancel()
+        gone = call(batcher, 2)
+        await settled()
+        gone.cancel()
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        assert (await call(batcher, 3)).value == [6]
+
+
+async def call_after(batcher: Batcher, graph: FakeGraph, value: float) -> Outcome[list[float]]:
+    task = call(batcher, value)
+    await settled()
+    graph.release()
+    return await task
+
+
+class TestFailures:
+    async def test_a_bad_row_harms_no_other_call(self, graph: FakeGraph, make: Make) -> None:
+        batcher = make()
+        running = await busy(batcher, graph)
+        good = [call(batcher, value, value + 0.5) for value in range(1, 4)]
+        bad = call(batcher, POISON)
+        good += [call(batcher, value) for value in range(4, 8)]
+        await settled()
+        graph.release()
+        await running
+        for task in good:
+            outcome = await task
+            assert outcome.value
+            assert min(outcome.value) >= 2
+        with pytest.raises(InferenceFailedError) as raised:
+            await bad
+        assert "poison" not in raised.value.detail
+        # 8 calls in one batch: it is halved 3 times around the bad one.
+        assert len(graph.batches) - 2 <= 2 * 3
+
+    async def test_several_bad_rows_are_all_found(self, graph: FakeGraph, make: Make) -> None:
+        batcher = make()
+        running = await busy(batcher, graph)
+        values = [POISON, 1, 2, POISON, POISON, 3, POISON]
+        tasks = [call(batcher, value) for value in values]
+        await settled()
+        graph.release()
+        await running
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for value, result in zip(values, results, strict=True):
+            if value == POISON:
+                assert isinstance(result, InferenceFailedError)
+            else:
+                assert isinstance(result, Outcome)
+                assert result.value == [2 * value]
+
+    async def test_a_call_of_many_chunks_fails_as_one(self, graph: FakeGraph, make: Make) -> None:
+        batcher = make(max_batch_rows=4)
+        with pytest.raises(InferenceFailedError):
+            await call(batcher, 0, 1, 2, 3, POISON, *range(40))
+        await settled()
+        assert batcher.num_queued_rows == 0
+        assert len(graph.batches) <= 3
+        assert (await call(batcher, 1)).value == [2]
+
+    @pytest.mark.parametrize("count", [1, 10], ids=["whole", "chunked"])
+    async def test_an_answer_that_cannot_be_made_fails_its_call_alone(
+        self, graph: FakeGraph, make: Make, count: int
+    ) -> None:
+        batcher = make(max_batch_rows=4)
+        running = await busy(batcher, graph)
+
+        def fail(outputs: Rows) -> None:
+            raise KeyError("secret")
+
+        bad = asyncio.create_task(batcher.submit(rows(*range(count)), fail, timeout_s=LONG_S))
+        good = call(batcher, 5)
+        await settled()
+        graph.release()
+        await running
+        assert (await good).value == [10]
+        with pytest.raises(InferenceFailedError) as raised:
+            await bad
+        assert "secret" not in raised.value.detail
+
+    @pytest.mark.parametrize("count", [1, 10], ids=["whole", "chunked"])
+    async def test_a_problem_that_the_answer_tells_of_reaches_the_caller(
+        self, make: Make, count: int
+    ) -> None:
+        problem = InvalidRequestError("not so")
+
+        def refuse(outputs: Rows) -> None:
+            raise problem
+
+        with pytest.raises(InvalidRequestError) as raised:
+            await make(max_batch_rows=4).submit(rows(*range(count)), refuse, timeout_s=LONG_S)
+        assert raised.value is problem
+
+    async def test_the_next_call_works_after_a_failure(self, graph: FakeGraph, make: Make) -> None:
+        batcher = make()
+        with pytest.raises(InferenceFailedError):
+            await call(batcher, POISON)
+        assert (await call(batcher, 1)).value == [2]
+
+
+class TestBound:
+    async def test_a_full_queue_refuses_and_says_when_to_come_back(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make(max_queue_rows=4)
+        slow = await busy(batcher, graph)
+        threading.Event().wait(0.05)
+        graph.release()
+        run_s = (await slow).run_s
+        running = await busy(batcher, graph)
+        waiting = [call(batcher, 1, 2), call(batcher, 3, 4)]
+        await settled()
+        with pytest.raises(OverloadedError) as raised:
+            await call(batcher, 5)
+        # Four rows wait, and the one run so far took run_s for one row.
+        assert raised.value.retry_after_s == pytest.approx(4 * run_s, rel=0.5)
+        assert batcher.num_queued_rows == 4
+        graph.release()
+        await asyncio.gather(running, *waiting)
+        assert (await call(batcher, 5)).value == [10]
+
+    async def test_room_is_checked_without_queueing(self, graph: FakeGraph, make: Make) -> None:
+        batcher = make(max_queue_rows=4)
+        running = await busy(batcher, graph)
+        batcher.admit(4)
+        with pytest.raises(OverloadedError):
+            batcher.admit(5)
+        assert batcher.num_queued_rows == 0
+        graph.release()
+        await running
+
+    async def test_a_call_that_is_refused_takes_nothing_from_those_that_wait(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make(max_queue_rows=4)
+        running = await busy(batcher, graph)
+        waiting = call(batcher, 1, 2, 3)
+        await settled()
+        with pytest.raises(OverloadedError):
+            await call(batcher, 4, 5)
+        fitting = call(batcher, 6)
+        await settled()
+        graph.release()
+        await running
+        assert (await waiting).value == [2, 4, 6]
+        assert (await fitting).value == [12]
+
+
+class TestDeadlines:
+    async def test_a_deadline_passes_while_queued_and_the_rows_are_not_run(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make()
+        running = await busy(batcher, graph)
+        late = call(batcher, 1, timeout_s=0.02)
+        patient = call(batcher, 2)
+        # The worker is held all the while: only a timer can tell.
+        with pytest.raises(DeadlineExceededError, match="20 ms"):
+            await late
+        graph.release()
+        await asyncio.gather(running, patient)
+        assert graph.batches == [[0], [2]]
+
+    async def test_a_deadline_passes_while_running_and_mates_are_served(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make()
+        graph.hold()
+        late, patient = call(batcher, 1, timeout_s=0.02), call(batcher, 2)
+        assert await graph.started.get() == [1, 2]
+        with pytest.raises(DeadlineExceededError):
+            await late
+        graph.release()
+        assert (await patient).value == [4]
+        assert graph.num_stopped == 0
+
+    async def test_a_run_whose_deadlines_have_all_passed_is_stopped(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make()
+        graph.hold()
+        late = [call(batcher, value, timeout_s=0.02) for value in (1, 2)]
+        await asyncio.gather(*late, return_exceptions=True)
+        following = call(batcher, 3)
+        await graph.started.get()
+        assert await graph.started.get() == [3]
+        assert graph.num_stopped == 1
+        graph.release()
+        await following
+
+    async def test_a_deadline_that_was_met_does_nothing_later(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make()
+        assert (await call(batcher, 1, timeout_s=0.05)).value == [2]
+        await asyncio.sleep(0.06)  # past it
+        assert (await call(batcher, 2)).value == [4]
+
+
+class TestFairness:
+    async def test_small_calls_pass_between_the_chunks_of_a_large_one(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make(max_batch_rows=4)
+        graph.hold()
+        large = call(batcher, *range(100, 120))
+        await graph.started.get()
+        small = [call(batcher, value) for value in (1, 2)]
+        await settled()
+        graph.release()
+        assert (await large).value == [2 * value for value in range(100, 120)]
+        assert all(task.done() for task in small)
+        positions = [
+            position for position, batch in enumerate(graph.batches) if {1, 2} & set(batch)
+        ]
+        assert max(positions) <= 2
+        assert graph.batch_sizes == [4, *graph.batch_sizes[1:]]
+        assert sum(graph.batch_sizes) == 22
+
+    async def test_two_large_calls_take_turns(self, graph: FakeGraph, make: Make) -> None:
+        batcher = make(max_batch_rows=4)
+        running = await busy(batcher, graph)
+        first, second = call(batcher, *[1] * 12), call(batcher, *[2] * 12)
+        await settled()
+        graph.release()
+        await asyncio.gather(running, first, second)
+        assert [batch[0] for batch in graph.batches[1:]] == [1, 2, 1, 2, 1, 2]
+
+    async def test_graphs_take_turns_on_a_worker(self, graph: FakeGraph, make: Make) -> None:
+        crowded, quiet = make(max_batch_rows=1), make(max_batch_rows=1)
+        running = await busy(crowded, graph)
+        many = [call(crowded, 1) for _ in range(10)]
+        await settled()
+        few = [call(quiet, 2) for _ in range(3)]
+        await settled()
+        graph.release()
+        await asyncio.gather(running, *many, *few)
+        order = [batch[0] for batch in graph.batches]
+        assert order[:7] == [0, 1, 2, 1, 2, 1, 2]
+
+
+class TestShutdown:
+    async def test_what_was_accepted_is_finished_and_new_calls_are_refused(
+        self, graph: FakeGraph, make: Make, workers: Workers
+    ) -> None:
+        batcher = make(max_batch_rows=4)
+        running = await busy(batcher, graph)
+        waiting = [call(batcher, 1), call(batcher, *range(10))]
+        await settled()
+        batcher.close()
+        with pytest.raises(DrainingError):
+            await call(batcher, 5)
+        idle = asyncio.create_task(workers.wait_until_idle())
+        await settled()
+        assert not idle.done()
+        graph.release()
+        await idle
+        assert (await running).value == [0]
+        assert (await waiting[0]).value == [2]
+        assert (await waiting[1]).value == [2 * value for value in range(10)]
+
+    @pytest.mark.parametrize("max_wait_s", [0.0, 0.02])
+    async def test_a_call_of_the_last_moment_is_not_lost(
+        self, graph: FakeGraph, make: Make, workers: Workers, max_wait_s: float
+    ) -> None:
+        batcher = make(max_wait_s=max_wait_s)
+        last = call(batcher, 1)
+        await asyncio.sleep(0)  # it has been accepted, and no worker knows yet
+        batcher.close()
+        await workers.wait_until_idle()
+        assert graph.batches == [[1]]
+        assert (await last).value == [2]
+
+    async def test_workers_without_work_are_idle(self, make: Make, workers: Workers) -> None:
+        await workers.wait_until_idle()
+        await call(make(), 1)
+        await workers.wait_until_idle()
+
+    async def test_workers_become_idle_after_the_last_call_was_cancelled(
+        self, graph: FakeGraph, make: Make, workers: Workers
+    ) -> None:
+        batcher = make(max_wait_s=LONG_S)
+        gone = call(batcher, 1)
+        await settled()
+        gone.cancel()
+        await workers.wait_until_idle()
+        assert graph.batches == []
+
+    async def test_giving_up_refuses_what_waits_and_stops_what_runs(
+        self, graph: FakeGraph, make: Make, workers: Workers
+    ) -> None:
+        batcher = make(max_batch_rows=4)
+        graph.hold()
+        calls = [call(batcher, value) for value in range(3)]
+        await graph.started.get()
+        calls += [call(batcher, 9), call(batcher, *range(10))]
+        await settled()
+        batcher.abort()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [DrainingError] * 5
+        # The graph is still held: the workers can only become idle because its run was stopped.
+        await workers.wait_until_idle()
+        assert graph.num_stopped == 1
+        assert graph.batch_sizes == [3]
+
+
+class TestLeaks:
+    async def test_nothing_is_left_after_calls_of_every_fate(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        before = asyncio.all_tasks(), set(threading.enumerate())
+        pair = Workers(2)
+        batcher = make(on=pair, max_batch_rows=4, max_queue_rows=1000)
+        rng = np.random.default_rng(0)
+        tasks = []
+        for _ in range(200):
+            count = int(rng.integers(1, 10))
+            value = POISON if rng.random() < 0.1 else float(rng.random())
+            timeout_s = 1e-4 if rng.random() < 0.2 else LONG_S
+            tasks.append(call(batcher, *[value] * count, timeout_s=timeout_s))
+            await asyncio.sleep(0)
+            if rng.random() < 0.3:
+                tasks[rng.integers(len(tasks))].cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        fates = {type(result) for result in results}
+        assert fates >= {Outcome, asyncio.CancelledError, InferenceFailedError}
+        await pair.wait_until_idle()
+        await settled()
+        assert batcher.num_queued_rows == 0
+        await asyncio.to_thread(pair.close)
+        assert asyncio.all_tasks() == before[0]
+        left = {thread.name for thread in set(threading.enumerate()) - before[1]}
+        assert not [name for name in left if name.startswith("ptheta-worker")]
+
+    @pytest.mark.parametrize("fate", ["served", "cancelled", "late", "failed"])
+    async def test_rows_are_not_kept_after_their_call(
+        self,
+        graph: FakeGraph,
+        make: Make,
+        workers: Workers,
+        caplog: pytest.LogCaptureFixture,
+        fate: str,
+    ) -> None:
+        caplog.set_level(logging.CRITICAL, "service.batcher")  # its records keep tracebacks
+        batcher = make()
+        running = await busy(batcher, graph)
+        x = np.full(3, POISON if fate == "failed" else 1.0)
+        kept = weakref.ref(x)
+        timeout_s = 0.01 if fate == "late" else LONG_S
+        task = asyncio.create_task(batcher.submit({"x": x}, as_list, timeout_s=timeout_s))
+        del x
+        await settled()
+        if fate == "cancelled":
+            task.cancel()
+        if fate == "late":
+            await asyncio.wait([task])
+        graph.release()
+        await asyncio.wait([task])
+        await running
+        await workers.wait_until_idle()
+        assert task.cancelled() == (fate == "cancelled")
+        if not task.cancelled():
+            assert (task.exception() is None) == (fate == "served")
+        del task
+        await call(batcher, 5)  # the worker thread lets go of its last batch
+        gc.collect()
+        assert kept() is None

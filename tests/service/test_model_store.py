@@ -1,0 +1,229 @@
+"""The models that the repository ships: every operation, through HTTP."""
+
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from service.manifest import Operation, version_folders
+from tests.service.answers import answer, array, batch_rows, npy, picture, problem
+from tests.service.conftest import SHIPPED_STORE
+from tests.service.server import Served
+
+EXPECTED = ("bernoulli-mnist", "dcgan-fashion", "markov-mnist", "nade-mnist")
+NAMES = sorted({*EXPECTED, *(name for name, _, _ in version_folders(SHIPPED_STORE))})
+
+NPY = {"Content-Type": "application/x-npy"}
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def require(shipped: Served, name: str, operation: Operation = "sample") -> None:
+    """Skip a test of a model that is not there yet, or cannot do what is tested."""
+    models = {model.manifest.name: model for model in shipped.service.catalog.newest()}
+    if name not in models:
+        pytest.skip(f"{name} is not in the store yet")
+    if operation not in models[name].manifest.operations:
+        pytest.skip(f"{name} has no {operation}")
+
+
+@pytest.fixture(scope="module")
+def digits() -> NDArray[np.uint8]:
+    """Return black pictures with white strokes, of the size that the models take."""
+    pixels = np.zeros((40, 28, 28), np.uint8)
+    rng = np.random.default_rng(0)
+    for image in pixels:
+        row, column = rng.integers(4, 20, 2)
+        image[row : row + 4, 4:24] = 255
+        image[4:24, column : column + 3] = 200
+    return pixels
+
+
+def sample(shipped: Served, **body: Any) -> httpx.Response:
+    return shipped.client.post("/sample", json=body)
+
+
+def test_every_bundle_is_sound(shipped: Served) -> None:
+    assert shipped.service.catalog.broken == {}
+    assert answer(shipped.client.get("/readyz"))["status"] == "ready"
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryModel:
+    def test_it_makes_the_images_that_its_preview_promises(
+        self, shipped: Served, name: str
+    ) -> None:
+        require(shipped, name)
+        images = array(sample(shipped, model=name, n=64, seed=0, format="npy"))
+        assert images.shape[0] == 64
+        assert len(np.unique(images, axis=0)) == 64
+        values = shipped.service.catalog.find(name).manifest.image.values
+        assert (set(np.unique(images)) == {0, 255}) == (values == "binary")
+
+    def test_image_5_alone_is_the_sixth_of_many(self, shipped: Served, name: str) -> None:
+        require(shipped, name)
+        many = answer(sample(shipped, model=name, seed=7, n=6))["images"][5]
+        alone = answer(sample(shipped, model=name, seed=7, first_index=5))["images"][0]
+        assert alone == many
+
+    @pytest.mark.parametrize("count", [2, 7, 64, 100])
+    def test_an_image_does_not_depend_on_its_batch(
+        self, shipped: Served, name: str, count: int
+    ) -> None:
+        require(shipped, name)
+        together = array(sample(shipped, model=name, seed=3, n=count, format="npy"))
+        for index in (0, count // 2, count - 1):
+            alone = sample(shipped, model=name, seed=3, first_index=index, format="npy")
+            np.testing.assert_array_equal(array(alone)[0], together[index])
+
+    def test_a_likelihood_does_not_depend_on_its_batch(
+        self, shipped: Served, name: str, digits: NDArray[np.uint8]
+    ) -> None:
+        require(shipped, name, "log_prob")
+
+        def score(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+            params = {"model": name, "format": "npy"}
+            return array(
+                shipped.client.post("/log_prob", content=npy(pixels), params=params, headers=NPY)
+            )
+
+        together = score(digits)
+        assert np.isfinite(together).all()
+        assert (together < 0).all()
+        for index in (0, 17, 39):
+            assert score(digits[index : index + 1])[0] == together[index]
+
+    def test_surprise_per_pixel_sums_to_minus_log_prob(
+        self, shipped: Served, name: str, digits: NDArray[np.uint8]
+    ) -> None:
+        require(shipped, name, "log_prob")
+        body = {"model": name, "images": digits[:3].tolist(), "per_dim": True}
+        for result in answer(shipped.client.post("/log_prob", json=body))["results"]:
+            surprise = np.array(result["per_dim"])
+            assert surprise.shape == (28, 28)
+            assert (surprise >= 0).all()
+            # The graph adds up 784 numbers in single precision.
+            assert surprise.sum() == pytest.approx(-result["log_prob"], rel=1e-5)
+
+    def test_its_own_images_are_likelier_than_noise(self, shipped: Served, name: str) -> None:
+        require(shipped, name, "log_prob")
+        drawn = answer(sample(shipped, model=name, n=20, seed=1, include=["log_prob"]))["images"]
+        noise = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+        body = {"model": name, "images": noise.tolist()}
+        scored = answer(shipped.client.post("/log_prob", json=body))["results"]
+        assert min(image["log_prob"] for image in drawn) > max(r["log_prob"] for r in scored)
+
+    def test_a_walk_meets_its_anchors_and_moves_smoothly(self, shipped: Served, name: str) -> None:
+        require(shipped, name, "interpolate")
+        anchors = [{"seed": 1}, {"seed": 2}]
+        body = {"model": name, "anchors": anchors, "steps": 33, "format": "npy"}
+        frames = array(shipped.client.post("/interpolate", json=body)).astype(float)
+        for frame, seed in ((frames[0], 1), (frames[-1], 2)):
+            alone = array(sample(shipped, model=name, seed=seed, format="npy"))[0]
+            np.testing.assert_array_equal(frame, alone)
+        steps = np.sqrt((np.diff(frames, axis=0) ** 2).mean(axis=(1, 2)))
+        whole = np.sqrt(((frames[-1] - frames[0]) ** 2).mean())
+        # No single one of 32 steps is a jump.
+        assert steps.max() < whole / 3
+
+    def test_what_it_cannot_do_is_refused_with_those_that_can(
+        self, shipped: Served, name: str, digits: NDArray[np.uint8]
+    ) -> None:
+        require(shipped, name)
+        manifest = shipped.service.catalog.find(name).manifest
+        walk = {"model": name, "anchors": [{"seed": 1}, {"seed": 2}]}
+        if "interpolate" not in manifest.operations:
+            response = shipped.client.post("/interpolate", json=walk)
+            assert name not in problem(response, "no-latent-space", 422)["alternatives"]
+        if "log_prob" not in manifest.operations:
+            body = {"model": name, "images": digits[:1].tolist()}
+            response = shipped.client.post("/log_prob", json=body)
+            content = problem(response, "log-prob-undefined", 422)
+            assert set(content["alternatives"]) >= {"bernoulli-mnist", "markov-mnist"}
+
+    @pytest.mark.parametrize("file", ["preview", "film"])
+    def test_preview_and_film_are_pictures(self, shipped: Served, name: str, file: str) -> None:
+        require(shipped, name)
+        response = shipped.client.get(f"/models/{name}/{file}")
+        shown = PillowImage.open(io.BytesIO(response.content))
+        assert PillowImage.MIME[shown.format or ""] == response.headers["content-type"]
+        assert min(shown.size) >= 28
+        if file == "film":
+            assert getattr(shown, "n_frames", 1) > 5
+
+    def test_the_preview_shows_images_of_seed_0(self, shipped: Served, name: str) -> None:
+        require(shipped, name)
+        preview = picture(shipped.client.get(f"/models/{name}/preview"))
+        first = array(sample(shipped, model=name, seed=0, format="npy"))[0]
+        scale = next(s for s in range(1, 17) if preview.shape[0] % (28 * s) == 0)
+        cell = preview[: 28 * scale : scale, : 28 * scale : scale]
+        assert cell.shape[:2] == first.shape[:2]
+
+
+class TestDocumentation:
+    def examples(self, document: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                body = operation.get("requestBody", {}).get("content", {})
+                described = body.get("application/json", {})
+                schema = described.get("schema", {})
+                if "$ref" in schema:
+                    schema = document["components"]["schemas"][schema["$ref"].split("/")[-1]]
+                named = [example["value"] for example in described.get("examples", {}).values()]
+                single = [described["example"]] if "example" in described else []
+                for example in [*named, *single, *schema.get("examples", [])]:
+                    yield method.upper(), path, example
+
+    def test_every_example_of_a_body_runs(self, shipped: Served) -> None:
+        require(shipped, "nade-mnist")
+        require(shipped, "dcgan-fashion")
+        document = answer(shipped.client.get("/openapi.json"))
+        tried = set()
+        for method, path, body in self.examples(document):
+            response = shipped.client.request(method, path, json=body)
+            assert response.status_code == 200, f"{method} {path} {json.dumps(body)[:200]}"
+            tried.add(path)
+        assert tried == {"/sample", "/interpolate", "/log_prob"}
+
+
+class TestDeterminism:
+    def test_an_answer_is_the_same_alone_and_among_32_others(
+        self, shipped: Served, digits: NDArray[np.uint8]
+    ) -> None:
+        names = [model.manifest.name for model in shipped.service.catalog.newest()]
+        requests: list[dict[str, Any]] = []
+        for seed, name in enumerate(4 * names):
+            body = {"model": name, "n": 1 + 10 * (seed % 3), "seed": seed}
+            requests.append({"url": "/sample", "json": body | {"format": "npy"}})
+            operations = shipped.service.catalog.find(name).manifest.operations
+            if "interpolate" in operations:
+                anchors = [{"seed": seed}, {"seed": seed + 1}]
+                walk = {"model": name, "anchors": anchors, "steps": 3 + seed}
+                requests.append({"url": "/interpolate", "json": walk | {"format": "png"}})
+            if "log_prob" in operations:
+                few = digits[seed : seed + 1 + seed % 4]
+                body = {"model": name, "images": few.tolist()}
+                requests.append({"url": "/log_prob", "json": body})
+        requests = requests[:32]
+
+        def send(request: dict[str, Any]) -> httpx.Response:
+            return shipped.client.post(**request)
+
+        alone = [send(request) for request in requests]
+        assert {response.status_code for response in alone} == {200}
+        num_shared = 0
+        for _ in range(2):
+            with ThreadPoolExecutor(len(requests)) as clients:
+                futures = [clients.submit(send, request) for request in requests]
+                together = [future.result() for future in futures]
+            for request, before, after in zip(requests, alone, together, strict=True):
+                assert after.content == before.content, str(request)[:200]
+                num_shared += batch_rows(after) > batch_rows(before)
+        assert num_shared > 0
