@@ -64,7 +64,6 @@ def create_app(settings: Settings) -> FastAPI:
         exception_handlers={
             ProblemError: _render_problem,
             HTTPException: _render_http_exception,
-            Exception: _render_late_bug,
         },
     )
     app.state.service = Service(settings)
@@ -121,6 +120,13 @@ class RequestContext:
                 await self._app(scope, receive, send_with_id)
             else:
                 await _serve(handle, Request(scope, receive, send), send_with_id)
+        except Exception as error:
+            if status:
+                raise
+            # Left to Starlette, it would be raised again after the answer, and the connection
+            # be cut under the client's next request.
+            response = await _render_bug(Request(scope), error)
+            await response(scope, receive, send_with_id)
         finally:
             route = scope["path"] if handle is not None else _route_of(scope)
             self._note(scope, route, status, time.perf_counter() - began)
@@ -210,13 +216,6 @@ async def _render_http_exception(request: Request, error: Exception) -> Response
 async def _render_bug(request: Request, error: Exception) -> Response:
     logger.error("request %s failed", request.state.request_id, exc_info=error)
     return await _render_problem(request, InferenceFailedError())
-
-
-async def _render_late_bug(request: Request, error: Exception) -> Response:
-    response = await _render_bug(request, error)
-    # This answer is sent from outside of the middleware that adds the id.
-    response.headers["X-Request-ID"] = request.state.request_id
-    return response
 
 
 async def _front_page(request: Request) -> Response:
