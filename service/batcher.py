@@ -155,11 +155,18 @@ class Batch:
 class Workers:
     """A few threads on which the batchers of all graphs take turns, one batch each.
 
+    Handing a batch to a thread and back costs two switches and a fight over Python's lock, more
+    than a quick run itself. So runs that are known to be quick take place on the event loop: with
+    one thread always, with several only where there is no other call, since they would keep the
+    other cores idle. They pass the long ones that occupy the threads.
+
     Args:
         num_threads: Runs at once.
+        quick_s: Longest run on the event loop, in seconds; 0 for none.
     """
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self, num_threads: int, quick_s: float = 0.0) -> None:
+        self._quick_s = quick_s
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="ptheta-worker")
         self._num_threads = num_threads
         self._num_free = num_threads
@@ -183,7 +190,7 @@ class Workers:
         """Queue a batcher up for a turn."""
         if batcher not in self._turns:
             self._turns.append(batcher)
-        if self._num_free and not self._is_granting:
+        if not self._is_granting:
             # Not at once: what else arrived in this round of the event loop joins the batch.
             self._is_granting = True
             asyncio.get_running_loop().call_soon(self._grant)
@@ -202,15 +209,39 @@ class Workers:
 
     def _grant(self) -> None:
         self._is_granting = False
-        while self._num_free and self._turns:
+        loop = asyncio.get_running_loop()
+        without_thread: deque[Batcher] = deque()
+        not_done: deque[Batcher] = deque()
+        while self._turns:
             batcher = self._turns.popleft()
-            batch = batcher.next_batch(self._num_free)
-            if batch is None:
-                continue
-            if batcher.num_queued_rows:
-                self._turns.append(batcher)
+            num_quick = batcher.num_quick_rows(self._quick_s)
+            if num_quick and (self._num_threads == 1 or self._num_calls == 1):
+                self._run_here(batcher, num_quick)
+                if batcher.num_queued_rows:
+                    not_done.append(batcher)
+            elif self._num_free:
+                self._run_in_thread(loop, batcher)
+                if batcher.num_queued_rows:
+                    self._turns.append(batcher)
+            else:
+                without_thread.append(batcher)
+        self._turns = without_thread + not_done
+        if not_done and not self._is_granting:
+            # Requests and answers pass between two runs on the event loop.
+            self._is_granting = True
+            loop.call_soon(self._grant)
+
+    def _run_here(self, batcher: "Batcher", num_rows: int) -> None:
+        batch = batcher.next_batch(num_rows)
+        if batch is not None:
+            batcher.work(batch)
+            batcher.settle(batch)
+
+    def _run_in_thread(self, loop: asyncio.AbstractEventLoop, batcher: "Batcher") -> None:
+        share = math.ceil(batcher.num_queued_rows / self._num_free)
+        batch = batcher.next_batch(share)
+        if batch is not None:
             self._num_free -= 1
-            loop = asyncio.get_running_loop()
             self._executor.submit(self._work, loop, batcher, batch)
 
     def _work(self, loop: asyncio.AbstractEventLoop, batcher: "Batcher", batch: Batch) -> None:
@@ -331,10 +362,24 @@ class Batcher:
         for ticket in [*running, *self._tickets]:
             self._fail(ticket, DrainingError())
 
-    def next_batch(self, num_free_workers: int) -> Batch | None:
-        """Take the rows of the next batch; called by the workers when it is this one's turn."""
-        share = math.ceil(self.num_queued_rows / num_free_workers)
-        room = min(self.max_batch_rows, share)
+    def num_quick_rows(self, quick_s: float) -> int:
+        """Return how many rows run within a time, as far as is known; 0 where it is not known.
+
+        Calls are not split for it, so the smallest call that waits first must fit.
+        """
+        if not self._row_seconds or not self._tickets:
+            return 0
+        num_rows = int(quick_s / self._row_seconds)
+        first = self._tickets[0]
+        return num_rows if first.num_rows - first.num_taken <= num_rows else 0
+
+    def next_batch(self, max_rows: int) -> Batch | None:
+        """Take the rows of the next batch; called by the workers when it is this one's turn.
+
+        Args:
+            max_rows: Rows that the workers want to run at once.
+        """
+        room = min(self.max_batch_rows, max_rows)
         parts: list[Part] = []
         num_rows = 0
         while self._tickets and num_rows < room:

@@ -26,7 +26,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.workers = Workers(settings.threads)
+        self.workers = Workers(settings.threads, settings.quick_s)
         self.metrics = Metrics()
         self.catalog = Catalog(settings, self.workers, self.metrics)
         self.phase: Phase = "loading"

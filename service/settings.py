@@ -44,6 +44,11 @@ class Settings(BaseSettings):
         default=None,
         description="Runs at once, one thread each; by default the CPUs that the process may use.",
     )
+    quick_s: float = Field(
+        default=0.01,
+        ge=0,
+        description="Runs that take less, in seconds, do without a thread of their own.",
+    )
     max_rows: PositiveInt = Field(default=1024, description="Most images per request.")
     max_queue_rows: PositiveInt = Field(
         default=4096,

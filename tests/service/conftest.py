@@ -45,7 +45,9 @@ def serve(tiny_store: Path) -> Serve:
     """Return a function that serves the tiny store, or what its arguments say."""
 
     def start(*, wait: bool = True, **settings: Any) -> AbstractContextManager[Served]:
-        chosen: dict[str, Any] = {"model_store": tiny_store, "num_threads": 1} | settings
+        # Tests hold runs back, which only a thread can bear: nothing runs on the event loop.
+        defaults = {"model_store": tiny_store, "num_threads": 1, "quick_s": 0}
+        chosen: dict[str, Any] = defaults | settings
         return served(Settings(**chosen), wait=wait)
 
     return start
@@ -69,5 +71,5 @@ def shipped(serve: Serve) -> Iterator[Served]:
     """Return a server of the repository's own models."""
     if not version_folders(SHIPPED_STORE):
         pytest.skip("the repository's model_store is empty")
-    with serve(model_store=SHIPPED_STORE, num_threads=2) as running:
+    with serve(model_store=SHIPPED_STORE, num_threads=2, quick_s=0.01) as running:
         yield running

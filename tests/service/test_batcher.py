@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -535,6 +536,83 @@ class TestFairness:
         await asyncio.gather(running, *many, *few)
         order = [batch[0] for batch in graph.batches]
         assert order[:7] == [0, 1, 2, 1, 2, 1, 2]
+
+
+class TestQuickRuns:
+    @staticmethod
+    def named() -> tuple[list[str], Any]:
+        """Return the names of the threads that ran, and a run that notes them."""
+        threads: list[str] = []
+
+        def run(parts: Sequence[Rows], stop: Stop) -> Rows:
+            threads.append(threading.current_thread().name)
+            return {"y": np.concatenate([part["x"] for part in parts])}
+
+        return threads, run
+
+    async def test_a_run_known_to_be_quick_needs_no_thread(self, make: Make) -> None:
+        here = threading.current_thread().name
+        threads, run = self.named()
+        quick = Workers(1, quick_s=10)
+        batcher = make(run=run, on=quick)
+        await call(batcher, 1)  # not known yet
+        await asyncio.gather(call(batcher, 1), call(batcher, 2, 3))
+        assert threads[0] != here
+        assert threads[1:] == [here]
+        await asyncio.to_thread(quick.close)
+
+    async def test_a_run_known_to_be_long_leaves_the_event_loop_alone(self, make: Make) -> None:
+        here = threading.current_thread().name
+        threads, run = self.named()
+        careful = Workers(1, quick_s=1e-9)
+        batcher = make(run=run, on=careful)
+        for _ in range(3):
+            await call(batcher, 1)
+        assert here not in threads
+        await asyncio.to_thread(careful.close)
+
+    async def test_quick_runs_pass_a_long_one(self, graph: FakeGraph, make: Make) -> None:
+        quick = Workers(1, quick_s=10)
+        _, run = self.named()
+        small, large = make(run=run, on=quick), make(on=quick)
+        await call(small, 1)
+        running = await busy(large, graph)
+        assert (await asyncio.wait_for(call(small, 5), 5)).value == [5]
+        assert not running.done()
+        graph.release()
+        await running
+        await asyncio.to_thread(quick.close)
+
+    async def test_with_several_threads_only_a_lone_call_runs_here(self, make: Make) -> None:
+        here = threading.current_thread().name
+        threads, run = self.named()
+        pair = Workers(2, quick_s=10)
+        batcher = make(run=run, on=pair, max_batch_rows=4)
+        await call(batcher, 1)
+        await call(batcher, 1)
+        assert threads[1] == here
+        threads.clear()
+        await asyncio.gather(*[call(batcher, 1, 2, 3, 4) for _ in range(4)])
+        assert threads[0] != here
+        await asyncio.to_thread(pair.close)
+
+    async def test_a_quick_batch_has_no_more_rows_than_run_within_the_time(
+        self, make: Make
+    ) -> None:
+        sizes: list[int] = []
+
+        def run(parts: Sequence[Rows], stop: Stop) -> Rows:
+            x = np.concatenate([part["x"] for part in parts])
+            sizes.append(len(x))
+            time.sleep(0.004 * len(x))  # the time that a row takes is what is tested
+            return {"y": x}
+
+        quick = Workers(1, quick_s=0.013)
+        batcher = make(run=run, on=quick)
+        await call(batcher, 1)
+        await asyncio.gather(*[call(batcher, 1) for _ in range(9)])
+        assert max(sizes) <= 3
+        await asyncio.to_thread(quick.close)
 
 
 class TestShutdown:
