@@ -34,6 +34,7 @@ class Server(uvicorn.Server):
             host=settings.host,
             port=settings.port,
             access_log=False,  # the application logs with request ids
+            proxy_headers=False,  # nobody asks for the address of a client
             log_config=None,
             # uvicorn ends requests without an answer; give_up comes first and gives one.
             timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + 1,
