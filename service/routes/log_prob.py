@@ -41,6 +41,7 @@ from service.routes.endpoint import (
 from service.routes.fields import ModelReference, RequestModel, Seed, TimeoutMs
 from service.routes.negotiation import MEDIA_TYPES, choose_format
 from service.scoring import Binarize, binarize, per_dim_maps, result_of
+from service.service import Service
 
 router = APIRouter(route_class=Endpoint, tags=["score"])
 
@@ -115,7 +116,7 @@ async def create_log_prob(request: Request) -> Response:
     service = service_of(request)
     service.require_serving()
     options, make_decode = await _read(request)
-    model = service.find(options.model, "log_prob")
+    model = _admit(service, options)
     answer_format = choose_format(options.format, request.headers.get("accept"), FORMATS, "json")
     _check_options(service.catalog.newest(), model, options)
 
@@ -142,16 +143,25 @@ async def _read(
     media_type = media_type_of(request)
     if media_type not in {*JSON_TYPES, FORM, NPY}:
         raise UnsupportedMediaTypeError(media_type, [JSON, FORM, NPY])
-    body = await read_body(request)
     if media_type == NPY:
         options = validate_query(request, LogProbOptions)
+        _admit(service_of(request), options)  # all is known but the images: do not even read them
+        body = await read_body(request)
         return options, lambda image, chosen: lambda: _decode_array(body, image, chosen)
+    body = await read_body(request)
     if media_type == FORM:
         fields, files = await _parse_form(request, body)
         options = validate_fields(fields, LogProbOptions)
         return options, lambda image, chosen: lambda: _decode_pictures(files, image, chosen)
     asked = await asyncio.to_thread(validate_json, body or b"{}", LogProbRequest)
     return asked, lambda image, chosen: lambda: _decode_json(asked.images, image, chosen)
+
+
+def _admit(service: Service, options: LogProbOptions) -> Model:
+    """Find the model, and refuse before any picture is decoded if its queue is full."""
+    model = service.find(options.model, "log_prob")
+    model.graphs["log_prob"].batcher.admit(num_rows=1)
+    return model
 
 
 async def _parse_form(request: Request, body: bytes) -> tuple[dict[str, Any], list[bytes]]:

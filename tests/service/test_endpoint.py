@@ -204,6 +204,20 @@ class TestQueue:
             assert running.result().content == waiting.result().content
         assert answer(small.client.post("/sample", json=body))["images"]
 
+    def test_images_for_a_full_queue_are_not_even_decoded(self, small: Served) -> None:
+        """Were they, these would be refused as no images."""
+        graph = small.service.catalog.find("tiny-binary").graphs["log_prob"]
+        graph.batcher.num_queued_rows += 4
+        try:
+            npy = {"Content-Type": "application/x-npy"}
+            url = "/log_prob?model=tiny-binary"
+            problem(small.client.post(url, content=b"nonsense", headers=npy), "overloaded", 503)
+            body = {"model": "tiny-binary", "images": ["nonsense"]}
+            problem(small.client.post("/log_prob", json=body), "overloaded", 503)
+        finally:
+            graph.batcher.num_queued_rows -= 4
+        problem(small.client.post("/log_prob", json=body), "invalid-request", 422)
+
 
 class TestDeparture:
     @pytest.mark.parametrize("method", ["GET", "POST"])
