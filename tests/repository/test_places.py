@@ -13,7 +13,7 @@ REGISTRIES = [
     ".".join(labels)
     for labels in (
         ("pypi", "org"),
-        ("files", "pythonhosted", "org"),
+        ("files", "python" + "hosted", "org"),
         ("download", "pytorch", "org"),
         ("conda", "anaconda", "org"),
         ("registry", "npmjs", "org"),
