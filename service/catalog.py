@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batcher import Workers
 from service.device import CPU, Device, choose_device
 from service.errors import (
     LogProbUndefinedError,
@@ -29,6 +28,7 @@ from service.manifest import (
 from service.metrics import GraphMetrics, Metrics
 from service.model import Model
 from service.settings import Settings
+from service.workers import Workers
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,12 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from service.batcher import Batcher, Rows, Stop, StoppedError, Workers
+from service.batcher import Batcher, Rows, Stop, StoppedError
 from service.device import CPU, Device
 from service.manifest import Manifest, Role
 from service.metrics import GraphMetrics
 from service.noise import draw
+from service.workers import Workers
 
 SEED, INDEX = "seed", "index"
 """Rows may name their noise by seed and index (both uint64) instead of carrying it."""

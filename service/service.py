@@ -4,13 +4,14 @@ import asyncio
 import logging
 from typing import Literal
 
-from service.batcher import Batcher, Workers
+from service.batcher import Batcher
 from service.catalog import Catalog
 from service.errors import DrainingError, ModelLoadingError
 from service.manifest import Operation
 from service.metrics import Metrics
 from service.model import Model
 from service.settings import Settings
+from service.workers import Workers
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.batcher import Batcher, Outcome, Rows, Stop, StoppedError, Workers
+from service.batcher import Batcher, Outcome, Rows, Stop, StoppedError
 from service.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -20,6 +20,7 @@ from service.errors import (
     InvalidRequestError,
     OverloadedError,
 )
+from service.workers import Workers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
 

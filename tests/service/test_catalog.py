@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.batcher import Workers
 from service.catalog import Catalog
 from service.errors import (
     LogProbUndefinedError,
@@ -23,6 +22,7 @@ from service.errors import (
 from service.manifest import GOLDEN_FILE, Operation, Role, sha256_of
 from service.metrics import Metrics
 from service.settings import Settings
+from service.workers import Workers
 from tests.service.bundles import (
     binary_log_prob,
     identity_generator,

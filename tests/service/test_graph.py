@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.batcher import Stop, StoppedError, Workers
+from service.batcher import Stop, StoppedError
 from service.graph import INDEX, SEED, TRUNCATION, Graph, Session
 from service.manifest import Role, read_manifest
 from service.metrics import GraphMetrics, Metrics
 from service.model import seeded_rows
 from service.noise import draw
+from service.workers import Workers
 from tests.service.bundles import slow_generator, write_graph
 
 
