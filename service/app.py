@@ -1,14 +1,16 @@
 """The ASGI application: routes, one error shape, request ids."""
 
+import asyncio
 import logging
 import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -31,6 +33,10 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("service.access")
+
+# How much of a refused body is read and thrown away, and for how long.
+_MAX_DISCARDED_BYTES = 256 * 2**20
+_MAX_DISCARD_S = 2.0
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -112,6 +118,10 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"].extend(extra)
+            elif not message.get("more_body") and _leaves_body_unread(scope):
+                await send({**message, "more_body": True})
+                await _discard_body(receive)
+                message = {"type": "http.response.body"}
             await send(message)
 
         handle = self._handlers.get((scope["method"], scope["path"]))
@@ -145,6 +155,29 @@ class RequestContext:
                 "ms": round(1000 * seconds, 2),
             }
             access_logger.info(json_bytes(record).decode())
+
+
+def _leaves_body_unread(scope: Scope) -> bool:
+    # Only where the connection ends with the answer: otherwise the server throws the rest away.
+    headers = Headers(scope=scope)
+    has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    is_last = headers.get("connection", "").lower() == "close"
+    return has_body and is_last and not getattr(scope["state"].get("watch"), "body_is_read", False)
+
+
+async def _discard_body(receive: Receive) -> None:
+    """Take in the rest of a refused body for a while, after the answer has been sent.
+
+    A client that is still sending when its connection closes sees a broken pipe instead.
+    """
+    left = _MAX_DISCARDED_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_MAX_DISCARD_S):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def _route_of(scope: Scope) -> str:

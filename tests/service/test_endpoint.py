@@ -184,6 +184,22 @@ class TestTime:
             assert "40 ms" in problem(response, "deadline-exceeded", 504)["detail"]
 
 
+class TestRefusedBodies:
+    @pytest.mark.parametrize("connection", ["keep-alive", "close"])
+    def test_a_client_that_sends_on_still_gets_the_answer(
+        self, small: Served, connection: str
+    ) -> None:
+        """More than the sockets' buffers hold: left unread, it would end in a broken pipe."""
+        num_bytes = 2**25
+        head = (
+            f"POST /log_prob HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n"
+            f"Content-Type: application/x-npy\r\nContent-Length: {num_bytes}\r\n\r\n"
+        )
+        with raw_request(small, head.encode()) as sending:
+            sending.sendall(b"x" * num_bytes)
+            assert sending.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
 class TestQueue:
     def test_a_full_queue_refuses_at_once_and_serves_what_it_took(self, small: Served) -> None:
         body = {"model": "tiny-grey", "n": 4, "seed": 1}
