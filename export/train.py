@@ -14,7 +14,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -83,8 +83,22 @@ class ImageDataset(Dataset[Batch]):
         return torch.from_numpy(values), self._labels[torch.from_numpy(rows)]
 
 
-class Averaging(EMAWeightAveraging):
-    """Moving average of the weights, which others can look through."""
+class Averaging(WeightAveraging):
+    """Exponential moving average of the weights, which others can look through.
+
+    The decay starts low and rises to its final value, so that a short training is not an average
+    with the untrained weights.
+
+    Args:
+        decay: Final decay per step.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(mean: Tensor, newest: Tensor, num_averaged: Tensor | int) -> Tensor:
+            share = min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
+            return share * mean + (1 - share) * newest
+
+        super().__init__(avg_fn=average)
 
     @contextmanager
     def averaged(self, model: lightning.LightningModule) -> Iterator[None]:

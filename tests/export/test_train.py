@@ -13,6 +13,7 @@ import torch
 from export.data import load_split
 from export.recipe import Recipe
 from export.train import (
+    Averaging,
     EpochSampler,
     film_moments,
     load_model,
@@ -173,3 +174,13 @@ def test_a_run_tells_where_it_took_place(make_recipe: Any, tmp_path: Path) -> No
     assert about["versions"]["torch"] == torch.__version__
     assert about["revision"] == revision()
     assert about["seconds"] >= 0
+
+
+def test_the_average_of_a_short_training_is_not_the_untrained_model() -> None:
+    """With the final decay from the start, 91 % of the first weights would be left after this."""
+    average = Averaging(decay=0.999)._kwargs["avg_fn"]
+    mean = torch.zeros(())
+    for num_averaged in range(1, 91):
+        mean = average(mean, torch.ones(()), torch.tensor(num_averaged))
+    assert mean > 0.99
+    assert float(average(torch.zeros(()), torch.ones(()), 10**6)) == pytest.approx(0.001)
