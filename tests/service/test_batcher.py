@@ -648,10 +648,17 @@ class TestShutdown:
         assert graph.batches == [[1]]
         assert (await last).value == [2]
 
-    async def test_workers_without_work_are_idle(self, make: Make, workers: Workers) -> None:
+    async def test_workers_are_idle_but_while_a_call_runs(
+        self, graph: FakeGraph, make: Make, workers: Workers
+    ) -> None:
         await workers.wait_until_idle()
-        await call(make(), 1)
-        await workers.wait_until_idle()
+        running = await busy(make(), graph)
+        idle = asyncio.create_task(workers.wait_until_idle())
+        await settled()
+        assert not idle.done()
+        graph.release()
+        await running
+        await idle
 
     async def test_workers_become_idle_after_the_last_call_was_cancelled(
         self, graph: FakeGraph, make: Make, workers: Workers
