@@ -1,12 +1,12 @@
 """Run the server: `python -m service`."""
 
 import logging
+import os
 import sys
+import tempfile
 
 from pydantic import ValidationError
 
-from service.app import create_app
-from service.server import Server
 from service.settings import Settings
 
 
@@ -16,17 +16,39 @@ def main() -> None:
         settings = Settings()
     except ValidationError as error:
         for problem in error.errors():
-            name = f"PTHETA_{'_'.join(str(part) for part in problem['loc'])}".upper()
-            print(f"{name}: {problem['msg']}", file=sys.stderr)
+            name = "".join(f"PTHETA_{part}: ".upper() for part in problem["loc"])
+            print(name + problem["msg"].removeprefix("Value error, "), file=sys.stderr)
         sys.exit(2)
     logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s",
     )
     logging.getLogger("uvicorn.error").name = "server"
     _print_where_to_click(settings)
+    try:
+        status = _serve_alone(settings) if settings.num_processes == 1 else _serve_all(settings)
+    except OSError as error:
+        print(f"cannot serve at {settings.host}:{settings.port}: {error}", file=sys.stderr)
+        status = 1
+    sys.exit(status)
+
+
+def _serve_alone(settings: Settings) -> int:
+    from service.app import create_app  # noqa: PLC0415
+    from service.server import Server  # noqa: PLC0415
+
     server = Server(create_app(settings), settings)
     server.run()
-    sys.exit(0 if server.started else 1)
+    return 0 if server.started else 1
+
+
+def _serve_all(settings: Settings) -> int:
+    with tempfile.TemporaryDirectory(prefix="ptheta-metrics-") as folder:
+        # Prometheus' client looks for it once, when it is imported: hence no import before.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        from service.supervisor import supervise  # noqa: PLC0415
+
+        return supervise(settings)
 
 
 def _print_where_to_click(settings: Settings) -> None:

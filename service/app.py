@@ -48,16 +48,18 @@ same bytes. Likelihoods are natural logarithms, in nats per image.
 """
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     """Make the application; its lifespan loads the models and drains at the end.
 
     Args:
         settings: What the operator chose.
+        service: What loads its models elsewhere; by default the lifespan does.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service.start()
+        if service is None:
+            app.state.service.start()
         yield
         await app.state.service.stop()
 
@@ -72,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
             HTTPException: _render_http_exception,
         },
     )
-    app.state.service = Service(settings)
+    app.state.service = service or Service(settings)
     routers = [routes.router for routes in (sample, interpolate, log_prob, models, health)]
     for router in routers:
         app.include_router(router)
@@ -108,7 +110,7 @@ class RequestContext:
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         extra = [(b"x-request-id", request_id.encode())]
-        if scope["app"].state.service.phase == "draining":
+        if scope["app"].state.service.phase != "serving":  # another process will
             extra.append((b"connection", b"close"))
         status = 0
         began = time.perf_counter()

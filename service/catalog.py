@@ -57,13 +57,17 @@ class Catalog:
     """All models of the store, by name and version.
 
     Args:
-        settings: Where the store is, and the limits of the queues.
+        settings: Where the store is, and what is served by default.
         workers: Where the graphs run.
         metrics: What hears of them.
+        max_queue_rows: Most rows that wait per graph.
     """
 
-    def __init__(self, settings: Settings, workers: Workers, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, workers: Workers, metrics: Metrics, max_queue_rows: int
+    ) -> None:
         self._settings = settings
+        self._max_queue_rows = max_queue_rows
         self._device = choose_device(settings.device, settings.gpu_memory_bytes)
         self._metrics = metrics
         self._workers = workers
@@ -173,7 +177,7 @@ class Catalog:
             role,
             manifest,
             self._workers,
-            max_queue_rows=self._settings.max_queue_rows,
+            max_queue_rows=self._max_queue_rows,
             max_wait_s=self._settings.max_wait_s,
             metrics=GraphMetrics(self._metrics, manifest.reference, role),
         )

@@ -37,6 +37,12 @@ class Device:
 CPU = Device("cpu", (_CPU,), pads_batches=False)
 
 
+def may_use_gpu(asked: DeviceName) -> bool:
+    """Tell whether graphs may run on a GPU, without touching it."""
+    providers = {"CUDAExecutionProvider", "TensorrtExecutionProvider"}
+    return asked != "cpu" and bool(providers & set(onnxruntime.get_available_providers()))
+
+
 def choose_device(asked: DeviceName, memory_bytes: int) -> Device:
     """Choose the best device there is; a missing GPU is told in the log, and no reason to stop.
 

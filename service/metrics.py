@@ -1,10 +1,16 @@
-"""Prometheus metrics: one namespace, base units, one registry per application."""
+"""Prometheus metrics: one namespace, base units, one registry per application.
 
+Where several processes share a port, each writes to files of its own in PROMETHEUS_MULTIPROC_DIR,
+and whichever is asked answers for all.
+"""
+
+import os
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from service.manifest import Manifest, Role
@@ -111,40 +117,69 @@ class Metrics:
             graph,
             registry=self._registry,
         )
-        self.ready = Gauge(
-            "ptheta_ready", "1 where traffic should come here.", registry=self._registry
+        self._queue_rows = Gauge(
+            "ptheta_queue_rows",
+            "Rows that wait.",
+            graph,
+            registry=self._registry,
+            multiprocess_mode="livesum",
         )
+        self._queues: list[tuple[Gauge, Queue]] = []
         self._state = _StateCollector()
+        if _shared_folder():
+            self._registry = CollectorRegistry()
+            MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
         self._registry.register(self._state)
 
     def add_model(self, manifest: Manifest, queues: Iterable[tuple[Role, Queue]]) -> None:
         """Begin to tell of a model."""
         self._state.models.append(manifest)
-        self._state.queues.extend((manifest.reference, role, queue) for role, queue in queues)
+        for role, queue in queues:
+            self._queues.append((self._queue_rows.labels(manifest.reference, role), queue))
 
     def add_broken(self, reference: str) -> None:
         """Begin to tell of a bundle that is not served."""
         self._state.broken.append(reference)
 
-    def render(self) -> bytes:
-        """Return everything in Prometheus' text format."""
+    def refresh(self) -> None:
+        """Read the queues; called a few times a second, so that nothing is on the hot path."""
+        for gauge, queue in self._queues:
+            gauge.set(queue.num_queued_rows)
+
+    def render(self, *, is_ready: bool) -> bytes:
+        """Return everything in Prometheus' text format.
+
+        Args:
+            is_ready: Whether traffic should come to this server.
+        """
+        self.refresh()
+        self._state.is_ready = is_ready
         return generate_latest(self._registry)
 
 
+def forget_process(pid: int) -> None:
+    """Forget the gauges of a process that has ended; what it has counted stays."""
+    if folder := _shared_folder():
+        mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+
+
+def _shared_folder() -> str | None:
+    return os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+
+
 class _StateCollector(Collector):
-    """Reads queues and models when asked, so that nothing is written on the hot path."""
+    """Tells what every process knows alike, when asked."""
 
     def __init__(self) -> None:
         self.models: list[Manifest] = []
         self.broken: list[str] = []
-        self.queues: list[tuple[str, Role, Queue]] = []
+        self.is_ready = False
 
     def collect(self) -> Iterator[Metric]:
         """Yield the current state."""
-        rows = GaugeMetricFamily("ptheta_queue_rows", "Rows that wait.", labels=("model", "graph"))
-        for model, role, queue in self.queues:
-            rows.add_metric((model, role), queue.num_queued_rows)
-        yield rows
+        yield GaugeMetricFamily(
+            "ptheta_ready", "1 where traffic should come here.", value=self.is_ready
+        )
         info = InfoMetricFamily("ptheta_model", "Models that are served.", labels=("model",))
         state = GaugeMetricFamily("ptheta_model_ready", "1 served, 0 broken.", labels=("model",))
         for manifest in self.models:

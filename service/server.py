@@ -1,9 +1,13 @@
 """The HTTP server: uvicorn, made to drain before it stops."""
 
 import asyncio
+import ctypes
+import logging
 import math
 import signal
 import socket
+import struct
+import sys
 import time
 from types import FrameType
 
@@ -12,8 +16,13 @@ from fastapi import FastAPI
 
 from service.settings import Settings
 
-# Connections that were accepted just before the listeners closed get this long to be answered.
+logger = logging.getLogger(__name__)
+
+# Connections that are being made when no more are taken get this long to be made and to ask.
 _LAST_CALL_S = 0.2
+# Connections that were accepted before others took over get this long to ask.
+_LAST_WORD_S = 0.05
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python has no name for it
 
 
 class Server(uvicorn.Server):
@@ -26,9 +35,10 @@ class Server(uvicorn.Server):
     Args:
         app: What to serve.
         settings: What the operator chose.
+        closes_address: Whether nobody else listens where this server does.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
+    def __init__(self, app: FastAPI, settings: Settings, *, closes_address: bool = True) -> None:
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -40,6 +50,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + 1,
         )
         super().__init__(config)
+        self._closes_address = closes_address
         self._app = app
         self._drain_window_s = settings.drain_window_s
         self._drain_timeout_s = settings.drain_timeout_s
@@ -54,17 +65,59 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Look after the drain window, ten times a second."""
+        """Look after the drain window and the queues' figures, ten times a second."""
+        self._app.state.service.metrics.refresh()
         if self._drained_at is not None and time.monotonic() >= self._drained_at:
             self.should_exit = True
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listeners first, so that no accepted request is dropped."""
+        """Take the last connections, close the listeners, and answer what was asked."""
+        if self._closes_address:
+            for server in self.servers:
+                for listener in server.sockets:
+                    ignore_new_connections(listener.fileno())
+            await asyncio.sleep(_LAST_CALL_S)
         for server in self.servers:
             server.close()
+        if not self._closes_address:
+            await asyncio.sleep(_LAST_WORD_S)
         loop = asyncio.get_running_loop()
         limit = loop.call_later(self._drain_timeout_s, self._app.state.service.give_up)
-        await asyncio.sleep(_LAST_CALL_S)
         await super().shutdown(sockets)
         limit.cancel()
+
+
+def ignore_new_connections(listener: int) -> None:
+    """Let a listening socket drop the first packet of every new connection, where Linux can.
+
+    Closing a listener resets the connections that are made but not yet accepted, whose clients
+    may have sent their requests. Once no new ones come, a moment later none is left, and the
+    listener can be closed without a loss. Clients send a first packet again after a second, and
+    are then told that nobody listens.
+
+    Args:
+        listener: File descriptor.
+    """
+    if sys.platform != "linux":
+        return
+    # Classic BPF over the TCP header: load byte 13, the flags; where SYN is set and ACK is not,
+    # keep 0 bytes of the packet, else all.
+    program = b"".join(
+        struct.pack("HBBI", *instruction)
+        for instruction in (
+            (0x30, 0, 0, 13),
+            (0x54, 0, 0, 0x12),
+            (0x15, 0, 1, 0x02),
+            (0x06, 0, 0, 0),
+            (0x06, 0, 0, 0xFFFFFFFF),
+        )
+    )
+    buffer = ctypes.create_string_buffer(program)
+    described = struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))
+    duplicate = socket.socket(fileno=socket.dup(listener))
+    with duplicate:
+        try:
+            duplicate.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
+        except OSError as error:  # a sandbox may forbid it; then a few may be lost
+            logger.info("new connections cannot be held off: %s", error)

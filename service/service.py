@@ -5,6 +5,7 @@ import logging
 from typing import Literal
 
 from service.batcher import Batcher
+from service.board import Board
 from service.catalog import Catalog
 from service.errors import DrainingError, ModelLoadingError
 from service.manifest import Operation
@@ -23,29 +24,61 @@ class Service:
 
     Args:
         settings: What the operator chose.
+        board: What the processes of the server know of each other; None where there is only one.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, board: Board | None = None) -> None:
         self.settings = settings
-        self.workers = Workers(settings.threads, settings.quick_s)
+        self._board = board or Board()
+        num_processes = self._board.num_processes
+        self.workers = Workers(settings.threads, settings.quick_s, has_siblings=num_processes > 1)
         self.metrics = Metrics()
-        self.catalog = Catalog(settings, self.workers, self.metrics)
-        self.phase: Phase = "loading"
+        self.catalog = Catalog(
+            settings, self.workers, self.metrics, settings.queue_rows(num_processes)
+        )
+        self._position = 0
+        self._stage: Literal["loading", "serving", "stopped"] = "loading"
         self._loading: asyncio.Task[None] | None = None
-        self._is_loaded = False
         self._failure = ""
 
+    @property
+    def phase(self) -> Phase:
+        """Where this process is in its life; it drains together with its siblings."""
+        if self._stage != "stopped" and self._board.is_draining:
+            return "draining"
+        return self._stage
+
+    def load(self) -> None:
+        """Load the models; a store that cannot be read is told by `unreadiness`."""
+        try:
+            self.catalog.load()
+        except Exception as error:
+            self._failure = "the model store cannot be read; see the log"
+            logger.critical("the model store cannot be read: %s", error)
+
+    def serve(self, position: int = 0) -> None:
+        """Begin to answer, once the models are loaded.
+
+        Args:
+            position: Which of the server's processes this is.
+        """
+        self._position = position
+        if not self._failure and self._stage == "loading":
+            self._stage = "serving"
+            self._board.post(position, ready=True)
+
     def start(self) -> None:
-        """Begin to load the models; the server answers meanwhile that they are loading."""
-        self._loading = asyncio.create_task(self._load())
+        """Load the models and begin to answer; until then every answer is that they load."""
+        self._loading = asyncio.create_task(self._start())
 
     def begin_drain(self) -> None:
         """Tell load balancers to go elsewhere, but go on serving."""
-        self.phase = "draining"
+        self._board.drain()
 
     async def stop(self) -> None:
         """Finish what is in flight, within the drain limit, and end the threads."""
-        self.phase = "stopped"
+        self._stage = "stopped"
+        self._board.post(self._position, ready=False)
         if self._loading is not None:
             await self._loading
         for batcher in self._batchers():
@@ -81,32 +114,28 @@ class Service:
             ModelLoadingError: The models are not loaded yet.
             DrainingError: The server is shutting down.
         """
-        if self.phase == "stopped":
+        if self._stage == "stopped":
             raise DrainingError
-        if not self._is_loaded:
+        if self._stage == "loading":
             raise ModelLoadingError
 
     def unreadiness(self) -> str | None:
-        """Say why no traffic should come here; None when it should."""
-        if self.phase == "loading":
-            return self._failure or "the models are being loaded"
-        if self.phase in {"draining", "stopped"}:
-            return "the server is shutting down"
+        """Say why no traffic should come to this server; None when it should."""
+        match self.phase:
+            case "loading":
+                return self._failure or "the models are being loaded"
+            case "draining" | "stopped":
+                return "the server is shutting down"
         if self.catalog.broken and self.settings.require_all_models:
             return f"broken bundles: {', '.join(sorted(self.catalog.broken))}"
-        return None if self.catalog.models() else "the model store is empty"
+        if not self.catalog.models():
+            return "the model store is empty"
+        return "a process is being restarted" if self._board.num_missing else None
 
     def _batchers(self) -> list[Batcher]:
         models = self.catalog.models()
         return [graph.batcher for model in models for graph in model.graphs.values()]
 
-    async def _load(self) -> None:
-        try:
-            await asyncio.to_thread(self.catalog.load)
-        except Exception as error:
-            self._failure = "the model store cannot be read; see the log"
-            logger.critical("the model store cannot be read: %s", error)
-            return
-        self._is_loaded = True
-        if self.phase == "loading":
-            self.phase = "serving"
+    async def _start(self) -> None:
+        await asyncio.to_thread(self.load)
+        self.serve()

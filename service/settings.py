@@ -1,19 +1,22 @@
 """Settings of the server, from environment variables `PTHETA_*`."""
 
 import os
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.device import DeviceName
+from service.device import DeviceName, may_use_gpu
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(str.lower)
 ]
+
+_QUEUE_ROWS = 4096
 
 
 class Settings(BaseSettings):
@@ -40,9 +43,15 @@ class Settings(BaseSettings):
     gpu_memory_bytes: PositiveInt = Field(
         default=2 * 2**30, description="Most GPU memory that one graph may take, in bytes."
     )
+    processes: PositiveInt | None = Field(
+        default=None,
+        description="Processes that share the port; by default one per CPU that the server may "
+        "use, on a GPU one.",
+    )
     num_threads: PositiveInt | None = Field(
         default=None,
-        description="Runs at once, one thread each; by default the CPUs that the process may use.",
+        description="Long runs at once in each process, one thread each; by default as many as "
+        "the CPUs that the server may use.",
     )
     quick_s: float = Field(
         default=0.01,
@@ -50,10 +59,10 @@ class Settings(BaseSettings):
         description="Runs that take less, in seconds, do without a thread of their own.",
     )
     max_rows: PositiveInt = Field(default=1024, description="Most images per request.")
-    max_queue_rows: PositiveInt = Field(
-        default=4096,
-        description="Most images that wait per graph; beyond, requests are refused.",
-        validate_default=True,
+    max_queue_rows: PositiveInt | None = Field(
+        default=None,
+        description="Most images that wait per graph, shared evenly by the processes; beyond, "
+        "requests are refused. By default 4096, or PTHETA_MAX_ROWS per process if that is more.",
     )
     max_wait_s: float = Field(
         default=0.0, ge=0, description="Seconds to gather a batch; 0 never waits for company."
@@ -81,17 +90,34 @@ class Settings(BaseSettings):
     )
     log_level: LogLevel = Field(default="info", description="Level of the log on stderr.")
 
-    @field_validator("max_queue_rows")
-    @classmethod
-    def _largest_request_fits(cls, max_queue_rows: int, info: ValidationInfo) -> int:
-        if max_queue_rows < info.data.get("max_rows", 0):
-            raise ValueError("must be at least PTHETA_MAX_ROWS, or a large request never fits")
-        return max_queue_rows
+    @model_validator(mode="after")
+    def _largest_request_fits(self) -> Self:
+        if self.queue_rows(self.num_processes) < self.max_rows:
+            raise ValueError(
+                "PTHETA_MAX_QUEUE_ROWS must be at least PTHETA_MAX_ROWS for each of "
+                f"{self.num_processes} processes, or a large request never fits"
+            )
+        return self
 
     @property
     def threads(self) -> int:
-        """Return how many runs may take place at once."""
+        """Return how many long runs may take place at once in one process."""
         return self.num_threads or available_cpus()
+
+    @property
+    def num_processes(self) -> int:
+        """Return how many processes share the port."""
+        if self.processes is not None:
+            return self.processes
+        # Elsewhere the kernel does not spread connections over the sockets of one port.
+        spreads = sys.platform == "linux"
+        return available_cpus() if spreads and not may_use_gpu(self.device) else 1
+
+    def queue_rows(self, num_processes: int) -> int:
+        """Return how many images may wait per graph in each of some processes."""
+        if self.max_queue_rows is not None:
+            return self.max_queue_rows // num_processes
+        return max(_QUEUE_ROWS // num_processes, self.max_rows)
 
 
 def available_cpus() -> int:

@@ -32,17 +32,21 @@ class Workers:
     """A few threads on which the batchers of all graphs take turns, one batch each.
 
     Handing a batch to a thread and back costs two switches and a fight over Python's lock, more
-    than a quick run itself. So runs that are known to be quick take place on the event loop: with
-    one thread always, with several only where there is no other call, since they would keep the
-    other cores idle. They pass the long ones that occupy the threads.
+    than a quick run itself. So runs that are known to be quick take place on the event loop: always
+    where one thread or sibling processes use the cores, else only where there is no other call,
+    since they would keep the other cores idle. They pass the long ones that occupy the threads.
 
     Args:
         num_threads: Runs at once.
         quick_s: Longest run on the event loop, in seconds; 0 for none.
+        has_siblings: Whether other processes share the requests and the cores.
     """
 
-    def __init__(self, num_threads: int, quick_s: float = 0.0) -> None:
+    def __init__(
+        self, num_threads: int, quick_s: float = 0.0, *, has_siblings: bool = False
+    ) -> None:
         self._quick_s = quick_s
+        self._leaves_no_core_idle = has_siblings or num_threads == 1
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="ptheta-worker")
         self._num_threads = num_threads
         self._num_free = num_threads
@@ -91,7 +95,7 @@ class Workers:
         while self._turns:
             batcher = self._turns.popleft()
             num_quick = batcher.num_quick_rows(self._quick_s)
-            if num_quick and (self._num_threads == 1 or self._num_calls == 1):
+            if num_quick and (self._leaves_no_core_idle or self._num_calls == 1):
                 self._run_here(batcher, num_quick)
                 if batcher.num_queued_rows:
                     not_done.append(batcher)

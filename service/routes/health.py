@@ -53,5 +53,5 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Tell requests, rows, queues, batches, runs and refusals."""
     service = service_of(request)
-    service.metrics.ready.set(service.unreadiness() is None)
-    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    content = service.metrics.render(is_ready=service.unreadiness() is None)
+    return Response(content, media_type=CONTENT_TYPE_LATEST)

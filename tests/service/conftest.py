@@ -12,6 +12,7 @@ import pytest
 from service.manifest import version_folders
 from service.settings import Settings
 from tests.service.bundles import write_store
+from tests.service.process import Process
 from tests.service.server import Served, served
 
 SHIPPED_STORE = Path(
@@ -19,6 +20,7 @@ SHIPPED_STORE = Path(
 ).resolve()
 
 Serve = Callable[..., AbstractContextManager[Served]]
+Start = Callable[..., Process]
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,7 @@ def serve(tiny_store: Path) -> Serve:
 
     def start(*, wait: bool = True, **settings: Any) -> AbstractContextManager[Served]:
         # Tests hold runs back, which only a thread can bear: nothing runs on the event loop.
-        defaults = {"model_store": tiny_store, "num_threads": 1, "quick_s": 0}
+        defaults = {"model_store": tiny_store, "processes": 1, "num_threads": 1, "quick_s": 0}
         chosen: dict[str, Any] = defaults | settings
         return served(Settings(**chosen), wait=wait)
 
@@ -71,5 +73,21 @@ def shipped(serve: Serve) -> Iterator[Served]:
     """Return a server of the repository's own models."""
     if not version_folders(SHIPPED_STORE):
         pytest.skip("the repository's model_store is empty")
-    with serve(model_store=SHIPPED_STORE, num_threads=2, quick_s=0.01) as running:
+    with serve(model_store=SHIPPED_STORE, processes=1, num_threads=2, quick_s=0.01) as running:
         yield running
+
+
+@pytest.fixture
+def start(tiny_store: Path) -> Iterator[Start]:
+    """Return a function that starts a server; what a test leaves running is killed."""
+    started: list[Process] = []
+
+    def start(store: Path = tiny_store, **settings: object) -> Process:
+        started.append(Process(store, **settings))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.popen.returncode is None:
+            process.popen.kill()
+            process.wait()

@@ -42,7 +42,7 @@ def load(tiny_store: Path) -> Iterator[Load]:
     workers = Workers(1)
 
     def load(store: Path = tiny_store, **settings: Any) -> Catalog:
-        catalog = Catalog(Settings(model_store=store, **settings), workers, Metrics())
+        catalog = Catalog(Settings(model_store=store, **settings), workers, Metrics(), 1024)
         catalog.load()
         return catalog
 

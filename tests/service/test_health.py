@@ -1,5 +1,6 @@
 """GET /livez and /readyz: alive from the first moment, ready only when everything is."""
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,8 @@ def test_while_it_drains_it_serves_but_is_not_ready(serve: Serve) -> None:
 
 def test_after_the_end_requests_are_refused(serve: Serve) -> None:
     with serve() as running:
-        running.service.phase = "stopped"
+        stopping = asyncio.run_coroutine_threadsafe(running.service.stop(), running.loop)
+        stopping.result()
         problem(running.client.post("/sample"), "draining", 503)
         problem(running.client.get("/models"), "draining", 503)
         assert "shutting down" in not_ready(running)["reason"]

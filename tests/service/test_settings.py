@@ -42,6 +42,7 @@ def test_every_setting_says_what_it_is() -> None:
         ("PORT", "65536"),
         ("PORT", "http"),
         ("NUM_THREADS", "0"),
+        ("PROCESSES", "0"),
         ("MAX_ROWS", "0"),
         ("MAX_QUEUE_ROWS", "-5"),
         ("MAX_WAIT_S", "-0.1"),
@@ -62,12 +63,32 @@ def test_a_value_that_cannot_work_is_refused(
 
 
 def test_a_queue_has_room_for_the_largest_request() -> None:
-    with pytest.raises(ValidationError, match="max_queue_rows"):
-        Settings(max_rows=100, max_queue_rows=99)
+    with pytest.raises(ValidationError, match="MAX_QUEUE_ROWS"):
+        Settings(processes=1, max_rows=100, max_queue_rows=99)
+    with pytest.raises(ValidationError, match="each of 3 processes"):
+        Settings(processes=3, max_rows=100, max_queue_rows=299)
 
 
-def test_the_number_of_threads_can_be_chosen() -> None:
-    assert Settings(num_threads=3).threads == 3
+@pytest.mark.parametrize("num_processes", [1, 3, 64])
+def test_processes_share_the_queue(num_processes: int) -> None:
+    own = Settings(processes=1, max_rows=10, max_queue_rows=6400).queue_rows(num_processes)
+    assert num_processes * own <= 6400
+    assert Settings(max_rows=100).queue_rows(num_processes) >= 100
+
+
+def test_threads_and_processes_can_be_chosen() -> None:
+    settings = Settings(num_threads=3, processes=5)
+    assert (settings.threads, settings.num_processes) == (3, 5)
+
+
+def test_a_gpu_is_owned_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "available_cpus", lambda: 8)
+    monkeypatch.setattr(module, "may_use_gpu", lambda device: device != "cpu")
+    assert Settings(device="cuda").num_processes == 1
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    assert Settings(device="cpu").num_processes == 8
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    assert Settings(device="cpu").num_processes == 1
 
 
 def write_quota(root: Path, version: int, quota: str) -> Path:
