@@ -1,13 +1,14 @@
 """Run the server: `python -m service`."""
 
 import logging
-import os
 import sys
-import tempfile
 
 from pydantic import ValidationError
 
+from service.app import create_app
+from service.server import Server
 from service.settings import Settings
+from service.supervisor import supervise
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     logging.getLogger("uvicorn.error").name = "server"
     _print_where_to_click(settings)
     try:
-        status = _serve_alone(settings) if settings.num_processes == 1 else _serve_all(settings)
+        status = supervise(settings) if settings.num_processes > 1 else _serve_alone(settings)
     except OSError as error:
         print(f"cannot serve at {settings.host}:{settings.port}: {error}", file=sys.stderr)
         status = 1
@@ -34,21 +35,9 @@ def main() -> None:
 
 
 def _serve_alone(settings: Settings) -> int:
-    from service.app import create_app  # noqa: PLC0415
-    from service.server import Server  # noqa: PLC0415
-
     server = Server(create_app(settings), settings)
     server.run()
     return 0 if server.started else 1
-
-
-def _serve_all(settings: Settings) -> int:
-    with tempfile.TemporaryDirectory(prefix="ptheta-metrics-") as folder:
-        # Prometheus' client looks for it once, when it is imported: hence no import before.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        from service.supervisor import supervise  # noqa: PLC0415
-
-        return supervise(settings)
 
 
 def _print_where_to_click(settings: Settings) -> None:

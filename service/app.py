@@ -1,12 +1,15 @@
 """The ASGI application: routes, one error shape, request ids."""
 
 import asyncio
+import itertools
 import logging
+import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -14,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service import __version__
 from service.errors import (
@@ -24,7 +27,6 @@ from service.errors import (
     NotFoundError,
     ProblemError,
 )
-from service.metrics import Metrics
 from service.routes import health, interpolate, log_prob, models, sample
 from service.routes.documentation import PROBLEM, Problem
 from service.routes.endpoint import Endpoint, json_bytes
@@ -38,6 +40,9 @@ access_logger = logging.getLogger("service.access")
 _MAX_DISCARDED_BYTES = 256 * 2**20
 _MAX_DISCARD_S = 2.0
 
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+_request_numbers = itertools.count(1)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 DESCRIPTION = """
@@ -63,7 +68,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         yield
         await app.state.service.stop()
 
-    app = FastAPI(
+    app = Application(
         title="ptheta",
         version=__version__,
         description=DESCRIPTION,
@@ -72,99 +77,100 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         exception_handlers={
             ProblemError: _render_problem,
             HTTPException: _render_http_exception,
+            Exception: _render_bug,
         },
     )
     app.state.service = service or Service(settings)
     routers = [routes.router for routes in (sample, interpolate, log_prob, models, health)]
     for router in routers:
         app.include_router(router)
-    app.add_middleware(RequestContext, handlers=_plain_handlers(routers))
     app.add_route("/", _front_page, include_in_schema=False)
+    app.short_ways = _short_ways(routers)
+    for route in [*app.routes, *(route for router in routers for route in router.routes)]:
+        for method in getattr(route, "methods", None) or ():
+            app.state.service.metrics.add_route(method, getattr(route, "path", ""))
     _document_problem(app)
     return app
 
 
-class RequestContext:
-    """Gives every request an id, logs its end, and shortens the way to plain routes.
+class Application(FastAPI):
+    """FastAPI, inside of what every request needs: an id, one error shape, a line in the log.
 
     Pure ASGI: Starlette's BaseHTTPMiddleware would hide that a client has gone.
 
-    Args:
-        app: The rest of the application.
-        handlers: Routes without path parameters, by method and path. They are reached without
-            FastAPI's own layers, which cost more than drawing the noise of an image; the same
-            handlers and the same error shape serve both ways.
+    Attributes:
+        short_ways: Handlers of routes without path parameters, by method and path. They are
+            reached without FastAPI's own layers, which cost more than drawing the noise of an
+            image; the same handlers and the same error shape serve both ways.
     """
 
-    def __init__(
-        self, app: ASGIApp, handlers: Mapping[tuple[str, str], Callable[..., Any]]
-    ) -> None:
-        self._app = app
-        self._handlers = handlers
+    short_ways: dict[tuple[str, str], Handler]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request, or the life of the server."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await super().__call__(scope, receive, send)
             return
-        request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
-        extra = [(b"x-request-id", request_id.encode())]
-        if scope["app"].state.service.phase != "serving":  # another process will
-            extra.append((b"connection", b"close"))
-        status = 0
         began = time.perf_counter()
+        service: Service = self.state.service
+        request_id = _request_id(scope)
+        scope["app"] = self
+        scope.setdefault("state", {})["request_id"] = request_id
+        status, is_answered = 0, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_answered
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"].extend(extra)
-            elif not message.get("more_body") and _leaves_body_unread(scope):
-                await send({**message, "more_body": True})
-                await _discard_body(receive)
-                message = {"type": "http.response.body"}
+                message["headers"].append((b"x-request-id", request_id.encode()))
+                if service.phase != "serving":  # another process will
+                    message["headers"].append((b"connection", b"close"))
+            elif not message.get("more_body"):
+                if _leaves_body_unread(scope):
+                    await send({**message, "more_body": True})
+                    await _discard_body(receive)
+                    message = {"type": "http.response.body"}
+                is_answered = True
             await send(message)
 
-        handle = self._handlers.get((scope["method"], scope["path"]))
+        handle = self.short_ways.get((scope["method"], scope["path"]))
         try:
             if handle is None:
-                await self._app(scope, receive, send_with_id)
+                await super().__call__(scope, receive, send_with_id)
             else:
                 await _serve(handle, Request(scope, receive, send), send_with_id)
-        except Exception as error:
-            if status:
+        except Exception:
+            if not is_answered:
                 raise
-            # Left to Starlette, it would be raised again after the answer, and the connection
-            # be cut under the client's next request.
-            response = await _render_bug(Request(scope), error)
-            await response(scope, receive, send_with_id)
+            # It has been answered and logged. Raised any further, it would make the server cut
+            # the connection under the client's next request.
         finally:
             route = scope["path"] if handle is not None else _route_of(scope)
-            self._note(scope, route, status, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            service.metrics.on_request(scope["method"], route, status, seconds)
+            if access_logger.isEnabledFor(logging.INFO):
+                _log_access(scope, status, seconds)
 
-    def _note(self, scope: Scope, route: str, status: int, seconds: float) -> None:
-        metrics: Metrics = scope["app"].state.service.metrics
-        method = scope["method"] if route else "other"
-        metrics.requests.labels(method, route, status).inc()
-        metrics.request_seconds.labels(route).observe(seconds)
-        if access_logger.isEnabledFor(logging.INFO):
-            record = {
-                "request_id": scope["state"]["request_id"],
-                "method": scope["method"],
-                "path": scope["path"],
-                "status": status,
-                "ms": round(1000 * seconds, 2),
-            }
-            access_logger.info(json_bytes(record).decode())
+
+def _log_access(scope: Scope, status: int, seconds: float) -> None:
+    record = {
+        "request_id": scope["state"]["request_id"],
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status,
+        "ms": round(1000 * seconds, 2),
+    }
+    access_logger.info(json_bytes(record).decode())
 
 
 def _leaves_body_unread(scope: Scope) -> bool:
     # Only where the connection ends with the answer: otherwise the server throws the rest away.
+    if getattr(scope["state"].get("watch"), "body_is_read", False):
+        return False
     headers = Headers(scope=scope)
     has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
     is_last = headers.get("connection", "").lower() == "close"
-    return has_body and is_last and not getattr(scope["state"].get("watch"), "body_is_read", False)
+    return has_body and is_last
 
 
 async def _discard_body(receive: Receive) -> None:
@@ -187,7 +193,7 @@ def _route_of(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", ""))
 
 
-async def _serve(handle: Callable[..., Any], request: Request, send: Send) -> None:
+async def _serve(handle: Handler, request: Request, send: Send) -> None:
     try:
         response = await handle(request)
     except ProblemError as error:
@@ -197,7 +203,7 @@ async def _serve(handle: Callable[..., Any], request: Request, send: Send) -> No
     await response(request.scope, request.receive, send)
 
 
-def _plain_handlers(routers: Iterable[APIRouter]) -> dict[tuple[str, str], Callable[..., Any]]:
+def _short_ways(routers: Iterable[APIRouter]) -> dict[tuple[str, str], Handler]:
     return {
         (method, route.path): route.get_route_handler()
         for router in routers
@@ -213,12 +219,21 @@ def _request_id(scope: Scope) -> str:
             text: str = value.decode("latin-1")
             if _REQUEST_ID.fullmatch(text):
                 return text
-    return secrets.token_hex(8)
+    return f"{_process_id()}-{next(_request_numbers):x}"
+
+
+@cache
+def _process_id() -> str:
+    return secrets.token_hex(6)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_process_id.cache_clear)
 
 
 async def _render_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
-    request.app.state.service.metrics.rejections.labels(error.slug).inc()
+    request.app.state.service.metrics.on_refusal(error.slug)
     content: dict[str, Any] = {
         "type": error.slug,
         "title": error.title,

@@ -238,3 +238,9 @@ class DeadlineExceededError(ProblemError):
         super().__init__(
             f"not done after {1000 * timeout_s:g} ms; ask for fewer images or raise timeout_ms"
         )
+
+
+def all_problems(base: type[ProblemError] = ProblemError) -> list[type[ProblemError]]:
+    """List the classes of all problems that a client can be told of."""
+    own = [base] if "slug" in vars(base) and hasattr(base, "status") else []
+    return own + [problem for child in base.__subclasses__() for problem in all_problems(child)]

@@ -1,28 +1,187 @@
-"""Prometheus metrics: one namespace, base units, one registry per application.
+"""Prometheus metrics: one namespace, base units, the same whichever process is asked."""
 
-Where several processes share a port, each writes to files of its own in PROMETHEUS_MULTIPROC_DIR,
-and whichever is asked answers for all.
-"""
-
-import os
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from service.errors import all_problems
 from service.manifest import Manifest, Role
+from service.tally import Counter, Histogram, Ledger
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_STAGES = ("queued", "running")
+
+# What is answered beside these is counted as "other".
+_STATUSES = sorted({200, 304, 307, 499} | {problem.status for problem in all_problems()})
+_OTHER = "other"
 
 
 class Queue(Protocol):
     """What is read of a batcher when metrics are asked for."""
 
     num_queued_rows: int
+
+
+class Metrics(Collector):
+    """All metrics of one server.
+
+    Series are opened while models are loaded and routes are added; after that, processes may be
+    forked that count together.
+
+    Args:
+        num_processes: How many will count.
+    """
+
+    def __init__(self, num_processes: int = 1) -> None:
+        self._ledger = ledger = Ledger(num_processes)
+        graph = ("model", "graph")
+        self._requests = Counter(
+            ledger, "ptheta_requests", "Requests answered.", ("method", "route", "status")
+        )
+        self._request_seconds = Histogram(
+            ledger,
+            "ptheta_request_seconds",
+            "Seconds from a request's headers to the end of its answer.",
+            ("route",),
+            _SECONDS,
+        )
+        self._rejections = Counter(
+            ledger,
+            "ptheta_rejections",
+            "Requests refused, by the slug of the problem.",
+            ("reason",),
+        )
+        self._rejections.open((problem.slug,) for problem in all_problems())
+        self.batch_rows = Histogram(ledger, "ptheta_batch_rows", "Rows per run.", graph, _ROWS)
+        self.run_seconds = Histogram(
+            ledger,
+            "ptheta_run_seconds",
+            "Seconds per run, noise and answers included.",
+            graph,
+            _SECONDS,
+        )
+        self.queue_seconds = Histogram(
+            ledger,
+            "ptheta_queue_seconds",
+            "Seconds that a call waited for its first run.",
+            graph,
+            _SECONDS,
+        )
+        self.cancelled_rows = Counter(
+            ledger,
+            "ptheta_cancelled_rows",
+            "Rows whose caller had gone or whose deadline had passed, by what they were doing.",
+            (*graph, "stage"),
+            shows_zero=True,
+        )
+        self.non_finite_rows = Counter(
+            ledger,
+            "ptheta_non_finite_rows",
+            "Rows whose result was not finite.",
+            graph,
+            shows_zero=True,
+        )
+        self._routes: dict[tuple[str, str], dict[int | str, tuple[str, ...]]] = {}
+        self._durations: dict[str, int] = {}
+        self._queues: list[tuple[tuple[str, str], int, Queue]] = []
+        self._models: list[Manifest] = []
+        self._broken: list[str] = []
+        self._is_ready = False
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        self.add_route(_OTHER, "")
+
+    def take_place(self, position: int) -> None:
+        """Count as one of several processes.
+
+        Args:
+            position: Which, from 0.
+        """
+        self._ledger.take_place(position)
+
+    def add_route(self, method: str, route: str) -> None:
+        """Prepare to count the requests of a route."""
+        statuses: tuple[int | str, ...] = (*_STATUSES, _OTHER)
+        labels: dict[int | str, tuple[str, ...]] = {
+            status: (method, route, str(status)) for status in statuses
+        }
+        self._requests.open(labels.values())
+        self._routes[method, route] = labels
+        self._durations[route] = self._request_seconds.open((route,))
+
+    def add_model(self, manifest: Manifest, queues: Iterable[tuple[Role, Queue]]) -> None:
+        """Begin to tell of a model."""
+        self._models.append(manifest)
+        for role, queue in queues:
+            self._queues.append(((manifest.reference, role), self._ledger.open(1), queue))
+
+    def add_broken(self, reference: str) -> None:
+        """Begin to tell of a bundle that is not served."""
+        self._broken.append(reference)
+
+    def on_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Note a request that has its answer; those of no known route are counted together."""
+        labels = self._routes.get((method, route))
+        if labels is None:
+            labels, route = self._routes[_OTHER, ""], ""
+        self._requests.add(labels.get(status) or labels[_OTHER])
+        self._request_seconds.observe(self._durations[route], seconds)
+
+    def on_refusal(self, slug: str) -> None:
+        """Note a request that has been refused."""
+        self._rejections.add((slug,))
+
+    def refresh(self) -> None:
+        """Read the queues; called a few times a second, so that nothing is on the hot path."""
+        for _, position, queue in self._queues:
+            self._ledger.own[position] = queue.num_queued_rows
+
+    def render(self, *, is_ready: bool) -> bytes:
+        """Return everything in Prometheus' text format.
+
+        Args:
+            is_ready: Whether traffic should come to this server.
+        """
+        self.refresh()
+        self._is_ready = is_ready
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all families."""
+        families = (
+            self._requests,
+            self._request_seconds,
+            self._rejections,
+            self.batch_rows,
+            self.run_seconds,
+            self.queue_seconds,
+            self.cancelled_rows,
+            self.non_finite_rows,
+        )
+        for family in families:
+            yield from family.collect()
+        yield GaugeMetricFamily(
+            "ptheta_ready", "1 where traffic should come here.", value=self._is_ready
+        )
+        rows = GaugeMetricFamily("ptheta_queue_rows", "Rows that wait.", labels=("model", "graph"))
+        for labels, position, _ in self._queues:
+            rows.add_metric(labels, self._ledger.sum(position)[0])
+        yield rows
+        info = InfoMetricFamily("ptheta_model", "Models that are served.", labels=("model",))
+        state = GaugeMetricFamily("ptheta_model_ready", "1 served, 0 broken.", labels=("model",))
+        for manifest in self._models:
+            about = {"family": manifest.family, "density": manifest.density}
+            info.add_metric((manifest.reference,), about)
+            state.add_metric((manifest.reference,), 1)
+        for reference in self._broken:
+            state.add_metric((reference,), 0)
+        yield info
+        yield state
 
 
 class GraphMetrics:
@@ -34,159 +193,32 @@ class GraphMetrics:
         role: Which graph of the model.
     """
 
-    def __init__(self, metrics: "Metrics", model: str, role: Role) -> None:
-        self._batch_rows = metrics.batch_rows.labels(model, role)
-        self._run_seconds = metrics.run_seconds.labels(model, role)
-        self._queue_seconds = metrics.queue_seconds.labels(model, role)
-        self._non_finite = metrics.non_finite_rows.labels(model, role)
-        self._cancelled = {
-            stage: metrics.cancelled_rows.labels(model, role, stage)
-            for stage in ("queued", "running")
-        }
+    def __init__(self, metrics: Metrics, model: str, role: Role) -> None:
+        self._metrics = metrics
+        self._labels = labels = (model, role)
+        self._batch_rows = metrics.batch_rows.open(labels)
+        self._run_seconds = metrics.run_seconds.open(labels)
+        self._queue_seconds = metrics.queue_seconds.open(labels)
+        metrics.cancelled_rows.open((*labels, stage) for stage in _STAGES)
+        metrics.non_finite_rows.open([labels])
+        self._lock = threading.Lock()
 
     def on_start(self, queue_seconds: float) -> None:
         """Note how long a call waited."""
-        self._queue_seconds.observe(queue_seconds)
+        self._metrics.queue_seconds.observe(self._queue_seconds, queue_seconds)
 
     def on_batch(self, num_rows: int, seconds: float) -> None:
         """Note a run."""
-        self._batch_rows.observe(num_rows)
-        self._run_seconds.observe(seconds)
+        self._metrics.batch_rows.observe(self._batch_rows, num_rows)
+        self._metrics.run_seconds.observe(self._run_seconds, seconds)
 
     def on_cancelled(self, num_queued: int, num_running: int) -> None:
         """Note rows that nobody waits for any more."""
-        self._cancelled["queued"].inc(num_queued)
-        self._cancelled["running"].inc(num_running)
+        for stage, num_rows in zip(_STAGES, (num_queued, num_running), strict=True):
+            self._metrics.cancelled_rows.add((*self._labels, stage), num_rows)
 
     def on_non_finite(self, num_rows: int) -> None:
         """Note results that are not finite; called in worker threads."""
-        self._non_finite.inc(num_rows)
-
-
-class Metrics:
-    """All metrics of one application."""
-
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        graph = ("model", "graph")
-        self.requests = Counter(
-            "ptheta_requests",
-            "Requests answered.",
-            ("method", "route", "status"),
-            registry=self._registry,
-        )
-        self.request_seconds = Histogram(
-            "ptheta_request_seconds",
-            "Seconds from a request's headers to the end of its answer.",
-            ("route",),
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        self.rejections = Counter(
-            "ptheta_rejections",
-            "Requests refused, by the slug of the problem.",
-            ("reason",),
-            registry=self._registry,
-        )
-        self.batch_rows = Histogram(
-            "ptheta_batch_rows", "Rows per run.", graph, buckets=_ROWS, registry=self._registry
-        )
-        self.run_seconds = Histogram(
-            "ptheta_run_seconds",
-            "Seconds per run, noise and answers included.",
-            graph,
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        self.queue_seconds = Histogram(
-            "ptheta_queue_seconds",
-            "Seconds that a call waited for its first run.",
-            graph,
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        self.cancelled_rows = Counter(
-            "ptheta_cancelled_rows",
-            "Rows whose caller had gone or whose deadline had passed, by what they were doing.",
-            (*graph, "stage"),
-            registry=self._registry,
-        )
-        self.non_finite_rows = Counter(
-            "ptheta_non_finite_rows",
-            "Rows whose result was not finite.",
-            graph,
-            registry=self._registry,
-        )
-        self._queue_rows = Gauge(
-            "ptheta_queue_rows",
-            "Rows that wait.",
-            graph,
-            registry=self._registry,
-            multiprocess_mode="livesum",
-        )
-        self._queues: list[tuple[Gauge, Queue]] = []
-        self._state = _StateCollector()
-        if _shared_folder():
-            self._registry = CollectorRegistry()
-            MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
-        self._registry.register(self._state)
-
-    def add_model(self, manifest: Manifest, queues: Iterable[tuple[Role, Queue]]) -> None:
-        """Begin to tell of a model."""
-        self._state.models.append(manifest)
-        for role, queue in queues:
-            self._queues.append((self._queue_rows.labels(manifest.reference, role), queue))
-
-    def add_broken(self, reference: str) -> None:
-        """Begin to tell of a bundle that is not served."""
-        self._state.broken.append(reference)
-
-    def refresh(self) -> None:
-        """Read the queues; called a few times a second, so that nothing is on the hot path."""
-        for gauge, queue in self._queues:
-            gauge.set(queue.num_queued_rows)
-
-    def render(self, *, is_ready: bool) -> bytes:
-        """Return everything in Prometheus' text format.
-
-        Args:
-            is_ready: Whether traffic should come to this server.
-        """
-        self.refresh()
-        self._state.is_ready = is_ready
-        return generate_latest(self._registry)
-
-
-def forget_process(pid: int) -> None:
-    """Forget the gauges of a process that has ended; what it has counted stays."""
-    if folder := _shared_folder():
-        mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
-
-
-def _shared_folder() -> str | None:
-    return os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-
-
-class _StateCollector(Collector):
-    """Tells what every process knows alike, when asked."""
-
-    def __init__(self) -> None:
-        self.models: list[Manifest] = []
-        self.broken: list[str] = []
-        self.is_ready = False
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the current state."""
-        yield GaugeMetricFamily(
-            "ptheta_ready", "1 where traffic should come here.", value=self.is_ready
-        )
-        info = InfoMetricFamily("ptheta_model", "Models that are served.", labels=("model",))
-        state = GaugeMetricFamily("ptheta_model_ready", "1 served, 0 broken.", labels=("model",))
-        for manifest in self.models:
-            about = {"family": manifest.family, "density": manifest.density}
-            info.add_metric((manifest.reference,), about)
-            state.add_metric((manifest.reference,), 1)
-        for reference in self.broken:
-            state.add_metric((reference,), 0)
-        yield info
-        yield state
+        if num_rows:
+            with self._lock:
+                self._metrics.non_finite_rows.add(self._labels, num_rows)

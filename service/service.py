@@ -32,7 +32,7 @@ class Service:
         self._board = board or Board()
         num_processes = self._board.num_processes
         self.workers = Workers(settings.threads, settings.quick_s, has_siblings=num_processes > 1)
-        self.metrics = Metrics()
+        self.metrics = Metrics(num_processes)
         self.catalog = Catalog(
             settings, self.workers, self.metrics, settings.queue_rows(num_processes)
         )
@@ -63,6 +63,7 @@ class Service:
             position: Which of the server's processes this is.
         """
         self._position = position
+        self.metrics.take_place(position)
         if not self._failure and self._stage == "loading":
             self._stage = "serving"
             self._board.post(position, ready=True)

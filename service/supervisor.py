@@ -22,7 +22,6 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.board import Board
-from service.metrics import forget_process
 from service.server import Server
 from service.service import Service
 from service.settings import Settings
@@ -196,7 +195,6 @@ class Crew:
 
     def _mourn(self, pid: int, position: int, status: int) -> None:
         self._board.post(position, ready=False)
-        forget_process(pid)
         logger.error("process %d ended with status %d; another takes its place", pid, status)
         lived_s = time.monotonic() - self._born.pop(pid)
         time.sleep(max(0.0, _SHORTEST_LIFE_S - lived_s))

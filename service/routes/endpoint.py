@@ -30,7 +30,7 @@ Handler = Callable[..., Awaitable[Response]]
 CLIENT_CLOSED_REQUEST = 499
 
 # Most answers are there sooner; only slower ones pay for a watch over their client.
-_WATCH_AFTER_S = 0.02
+_WATCH_AFTER_S = 0.05
 _BODY_CHECK_S = 0.25
 
 # `curl -d` sends JSON under the name of a form unless told otherwise.
