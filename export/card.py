@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from export.graph import Graph
+from export.model import GenerativeModel
 from export.recipe import FilmConfig
 from export.train import FILM_ARRAYS_FILE, read_run
 from service.images import encode_animation, encode_picture, enlarge, grid, to_pixels
 from service.manifest import FILM_FILE, GOLDEN_FILE, PREVIEW_FILE, Manifest, Metric, Role
-from service.noise import Prior
 
 PREVIEW_ROWS = PREVIEW_COLUMNS = 8
+_MAX_PREVIEW_COLUMNS = 16
 
 _SCALE = 2
 _FRAME_S, _LAST_FRAME_S = 0.2, 2.0
@@ -70,10 +71,21 @@ def read_background(family: str, run: Path) -> Background:
     )
 
 
-def draw_preview(generate: Graph, prior: Prior) -> bytes:
-    """Draw the images of seed 0, indices 0 to 63, as one PNG."""
-    inputs = generate.neutral_inputs(prior, PREVIEW_ROWS * PREVIEW_COLUMNS)
-    picture = grid(to_pixels(generate(inputs)["image"]), PREVIEW_COLUMNS)
+def preview_columns(num_classes: int) -> int:
+    """Return how many columns the preview has: a column per class, where these are not too many.
+
+    Args:
+        num_classes: Of a class-conditional model; 0 otherwise.
+    """
+    return num_classes if 2 <= num_classes <= _MAX_PREVIEW_COLUMNS else PREVIEW_COLUMNS
+
+
+def draw_preview(generate: Graph, model: GenerativeModel) -> bytes:
+    """Draw the first images of seed 0 as one PNG; of a conditional model, the classes in turn."""
+    num_classes = model.num_classes if model.is_conditional else 0
+    columns = preview_columns(num_classes)
+    inputs = generate.neutral_inputs(model.noise.prior, PREVIEW_ROWS * columns, num_classes)
+    picture = grid(to_pixels(generate(inputs)["image"]), columns)
     return encode_picture(enlarge(picture, _SCALE), "png")
 
 
@@ -121,14 +133,18 @@ def _introduction(manifest: Manifest, background: Background) -> str:
     colours = "grey" if channels == 1 else "RGB"
     noise = manifest.noise
     film = background.film_batches
+    num_shown = PREVIEW_ROWS * preview_columns(len(manifest.labels))
+    shown = (
+        f"images 0 to {num_shown - 1} of seed 0{', the classes in turn' * bool(manifest.labels)}"
+    )
     return f"""# {manifest.reference}
 
 {manifest.description}
 
-![64 images of seed 0]({PREVIEW_FILE})
+![{num_shown} images of seed 0]({PREVIEW_FILE})
 ![The same noise while the weights were learnt]({FILM_FILE})
 
-Left: images 0 to 63 of seed 0. Right: the same noise after 0 to {film[-1]:,} batches of training, \
+Left: {shown}. Right: the same noise after 0 to {film[-1]:,} batches of training, \
 {len(film)} frames.
 
 | | |
@@ -137,10 +153,15 @@ Left: images 0 to 63 of seed 0. Right: the same noise after 0 to {film[-1]:,} ba
 | family | `{manifest.family}` |
 | density | {_DENSITIES[manifest.density]} |
 | noise | {noise.prior}, shape {tuple(noise.shape)}{", a latent" if noise.latent else ""} |
-| parameters | {manifest.num_parameters:,} |
+{_classes(manifest)}| parameters | {manifest.num_parameters:,} |
 | can | {", ".join(manifest.operations)} |
 
 {background.family}"""
+
+
+def _classes(manifest: Manifest) -> str:
+    numbered = ", ".join(f"{number} {name}" for number, name in enumerate(manifest.labels))
+    return f"| classes | {numbered} |\n" if numbered else ""
 
 
 def _use(manifest: Manifest, graphs: Mapping[Role, Graph]) -> str:
@@ -150,6 +171,7 @@ def _use(manifest: Manifest, graphs: Mapping[Role, Graph]) -> str:
         "temperature": "np.ones(16, np.float32)",
         "known": f"np.zeros({image_shape}, np.float32)",
         "known_mask": f"np.zeros({image_shape}, np.float32)",
+        "label": f"np.arange(16) % {len(manifest.labels)}",
     }
     draw_noise = {
         "uniform": f"rng.uniform(1e-7, 1 - 1e-7, size={noise_shape})",
@@ -184,10 +206,12 @@ generate = onnxruntime.InferenceSession("generate.onnx")
 def _use_log_prob(manifest: Manifest) -> str:
     if "log_prob" not in manifest.graphs:
         return ""
-    return """
+    label = f', "label": np.arange(16) % {len(manifest.labels)}' if manifest.labels else ""
+    inputs = f'{{"image": images{label}}}'
+    return f"""
 ```python
 score = onnxruntime.InferenceSession("log_prob.onnx")
-(log_prob,) = score.run(["log_prob"], {"image": images})  # (16,), nats
+(log_prob,) = score.run(["log_prob"], {inputs})  # (16,), nats
 ```
 """
 
@@ -225,15 +249,16 @@ def _graphs(manifest: Manifest, graphs: Mapping[Role, Graph]) -> str:
         f"{_tensors(graphs[role].outputs)} | {manifest.graphs[role].num_bytes:,} |"
         for role in manifest.graphs
     )
+    labels = "; `label` holds class numbers, int64" if manifest.labels else ""
     return f"""## Graphs
 
 | file | inputs | outputs | bytes |
 | --- | --- | --- | --- |
 {rows}
 
-All tensors are float32 with the batch on axis 0. No graph draws random numbers: the same noise \
-gives the same image. `{GOLDEN_FILE}` holds inputs and outputs to check another runtime against; \
-`model.json` the hashes."""
+All tensors are float32 with the batch on axis 0{labels}. No graph draws random numbers: the \
+same noise gives the same image. `{GOLDEN_FILE}` holds inputs and outputs to check another \
+runtime against; `model.json` the hashes."""
 
 
 def _tensors(shapes: dict[str, Any]) -> str:

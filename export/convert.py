@@ -6,11 +6,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from google.protobuf.message import Message  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 from torch import nn
 from torch.export import Dim
 
@@ -79,7 +81,7 @@ def golden_inputs(model: GenerativeModel, module: nn.Module, test: Images) -> Te
     """Choose inputs that reach everything a graph can do, one array per argument of `forward`.
 
     Eight rows: the noise of seed 0, temperatures from ½ to 2, a known upper half in every second
-    row, and images of the test part.
+    row, images of the test part, and the classes in turn.
 
     Raises:
         ValueError: `forward` has an argument that bundles do not know.
@@ -88,12 +90,13 @@ def golden_inputs(model: GenerativeModel, module: nn.Module, test: Images) -> Te
     images = np.resize(test[:NUM_GOLDEN_ROWS].values, (NUM_GOLDEN_ROWS, *model.image.shape))
     known_mask = np.zeros_like(images)
     known_mask[::2, :, : images.shape[2] // 2] = 1
-    known: dict[str, Callable[[], FloatArray]] = {
+    known: dict[str, Callable[[], NDArray[Any]]] = {
         "noise": lambda: draw(model.noise.prior, indices * 0, indices, model.noise.shape),
         "temperature": lambda: np.geomspace(0.5, 2, NUM_GOLDEN_ROWS).astype(np.float32),
         "known": lambda: images,
         "known_mask": lambda: known_mask,
         "image": lambda: images,
+        "label": lambda: np.arange(NUM_GOLDEN_ROWS) % model.num_classes,
     }
     names = inspect.signature(module.forward).parameters
     if unknown := [name for name in names if name not in known]:
@@ -174,8 +177,8 @@ def run_module(module: nn.Module, inputs: Tensors) -> tuple[FloatArray, ...]:
     return tuple(output.numpy() for output in outputs)
 
 
-def realigned(values: FloatArray) -> FloatArray:
-    """Copy an array to an address that is aligned for single floats and for nothing more.
+def realigned(values: NDArray[Any]) -> NDArray[Any]:
+    """Copy an array to an address that is aligned for its elements and for nothing more.
 
     Kernels may treat the ends of a vector register apart; a view of a well aligned array would
     never show it.

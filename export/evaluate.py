@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from export.convert import BUNDLE_FOLDER
 from export.data import Images, load_split
-from export.graph import FloatArray, Graph
+from export.graph import FloatArray, Graph, Tensors
 from export.recipe import Recipe
 from export.train import new_model
 from service.images import decode_npy, encode_npy, to_pixels
@@ -24,6 +24,7 @@ NUM_COMPARED = 1000
 DISTANCE_UNIT = "L2 distance of pixels in [0, 1]"
 
 _TIMEOUT_S = 300
+_CHUNK = 1000
 
 
 def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
@@ -42,12 +43,13 @@ def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
     path = bundle / "log_prob.onnx"
     if path.is_file():
         graph = Graph(path, recipe.max_batch_rows)
-        log_prob = np.concatenate([graph({"image": i})["log_prob"] for i in _batches(split.test)])
+        log_prob = test_log_prob(graph, split.test)
         metrics = density_metrics(log_prob, split.test, recipe.protocol)
     else:
         generate = Graph(bundle / "generate.onnx", recipe.max_batch_rows)
-        prior = new_model(recipe, split).noise.prior
-        samples = generate(generate.neutral_inputs(prior, NUM_COMPARED))["image"]
+        model = new_model(recipe, split)
+        inputs = generate.neutral_inputs(model.noise.prior, NUM_COMPARED, model.num_classes)
+        samples = generate(inputs)["image"]
         metrics = copying_metrics(samples, split.train, split.test, recipe.protocol)
     text = json.dumps([metric.model_dump() for metric in metrics], indent=2)
     (bundle / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
@@ -64,6 +66,20 @@ def read_metrics(bundle: Path) -> tuple[Metric, ...]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run `python -m export evaluate` first")
     return tuple(Metric.model_validate(fields) for fields in json.loads(path.read_bytes()))
+
+
+def test_log_prob(graph: Graph, test: Images) -> NDArray[np.floating]:
+    """Score the test images in nats, given their own labels where the model is conditional.
+
+    Returns:
+        Shape (N,).
+    """
+    scores = []
+    for start in range(0, len(test), _CHUNK):
+        chunk = test[start : start + _CHUNK]
+        inputs: Tensors = {"image": chunk.values, "label": chunk.labels}
+        scores.append(graph({name: inputs[name] for name in graph.inputs})["log_prob"])
+    return np.concatenate(scores)
 
 
 def density_metrics(
@@ -173,7 +189,7 @@ def _ask_log_prob(address: str, pixels: NDArray[np.uint8]) -> NDArray[np.float64
     return decode_npy(content).astype(np.float64)
 
 
-def _batches(images: Images, num_rows: int = 1000) -> Iterator[FloatArray]:
+def _batches(images: Images, num_rows: int = _CHUNK) -> Iterator[FloatArray]:
     """Hand out images in [0, 1], shape (n, C, H, W), without holding them all as floats."""
     for start in range(0, len(images), num_rows):
         yield images[start : start + num_rows].values

@@ -8,7 +8,7 @@ from typing import Any
 
 from export.card import draw_film, draw_preview, read_background, render_card
 from export.convert import BUNDLE_FOLDER, convert
-from export.data import load_split
+from export.data import Split, load_split
 from export.evaluate import METRICS_FILE, evaluate, read_metrics
 from export.graph import Graph as OnnxGraph
 from export.model import GenerativeModel
@@ -65,7 +65,7 @@ def publish(recipe: Recipe, run: Path, store: Path, *, unfinished: bool = False)
     try:
         staging.chmod(0o755)
         _write_arrays(recipe, run, staging, model)
-        manifest = describe(recipe, run, staging, model, split.source)
+        manifest = describe(recipe, run, staging, model, split)
         return _place(manifest, run, staging, store)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -82,7 +82,7 @@ def make_up_to_date(recipe: Recipe, run: Path) -> None:
 
 
 def describe(
-    recipe: Recipe, run: Path, folder: Path, model: GenerativeModel, source: Source
+    recipe: Recipe, run: Path, folder: Path, model: GenerativeModel, split: Split
 ) -> Manifest:
     """Describe the graphs of a folder in a manifest whose version and files are still open."""
     return Manifest(
@@ -93,6 +93,7 @@ def describe(
         density=model.density,
         image=model.image,
         noise=model.noise,
+        labels=split.classes if model.is_conditional else (),
         ordering=model.ordering,
         num_parameters=model.num_parameters(),
         graphs={
@@ -107,7 +108,7 @@ def describe(
         },
         files={},
         metrics=read_metrics(run / BUNDLE_FOLDER),
-        training=_training(recipe, read_run(run), source),
+        training=_training(recipe, read_run(run), split.source),
     )
 
 
@@ -145,7 +146,7 @@ def _write_arrays(recipe: Recipe, run: Path, folder: Path, model: GenerativeMode
     for path in (*bundle.glob("*.onnx"), bundle / GOLDEN_FILE):
         shutil.copyfile(path, folder / path.name)
     generate = OnnxGraph(folder / "generate.onnx", recipe.max_batch_rows)
-    (folder / PREVIEW_FILE).write_bytes(draw_preview(generate, model.noise.prior))
+    (folder / PREVIEW_FILE).write_bytes(draw_preview(generate, model))
     (folder / FILM_FILE).write_bytes(draw_film(run, recipe.film))
 
 
