@@ -3,7 +3,7 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,16 @@ def golden_inputs(model: GenerativeModel, module: nn.Module, test: Images) -> Te
 
 
 def export_graph(module: nn.Module, role: Role, inputs: Tensors, path: Path) -> None:
+    """Write a module as the graph of a role; arguments as of `write_graph`."""
+    write_graph(module, OUTPUTS[role], inputs, path)
+
+
+def write_graph(module: nn.Module, outputs: Sequence[str], inputs: Tensors, path: Path) -> None:
     """Write a module as one ONNX file with a free batch axis and nothing but the computation.
 
     Args:
         module: What to convert; the arguments of its `forward` name the inputs.
-        role: Names the outputs.
+        outputs: Names of the outputs.
         inputs: Example inputs by name; several rows.
         path: Where to write.
     """
@@ -132,7 +137,7 @@ def export_graph(module: nn.Module, role: Role, inputs: Tensors, path: Path) -> 
             verbose=False,
             external_data=False,
             input_names=list(inputs),
-            output_names=list(OUTPUTS[role]),
+            output_names=list(outputs),
         )
     assert program is not None
     content = program.model_proto
