@@ -38,7 +38,11 @@ _FOREIGN_WARNINGS = (
 MODELS: dict[str, dict[str, Any]] = {
     "nade": {"hidden": 20},
     "dcgan": {"latent_dim": 4, "generator_channels": [8, 4], "discriminator_channels": [4, 8]},
+    "cgan": {"latent_dim": 4, "generator_channels": [8, 4], "discriminator_channels": [4, 8]},
+    "gan": {"latent_dim": 4, "generator_hidden": [8, 6], "discriminator_hidden": [8, 4], "r1": 1.0},
 }
+GANS = ("cgan", "dcgan", "gan")
+CLASSES = ("dark", "middling", "bright")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -74,14 +78,17 @@ def tiny_recipe(source: Path, family: str, **changes: Any) -> "Recipe":
 
 
 def binarization_of(family: str) -> str:
-    return "none" if family == "dcgan" else "fixed"
+    return "none" if family in GANS else "fixed"
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An .npz of 300 images of 8×8."""
+    """An .npz of 300 images of 8×8, in three classes by their brightness."""
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
-    np.savez(path, train_images=correlated_images(300, 8))
+    images = correlated_images(300, 8)
+    brightness = images.mean(axis=(1, 2))
+    labels = np.digitize(brightness, np.quantile(brightness, [1 / 3, 2 / 3]))
+    np.savez(path, train_images=images, train_labels=labels, classes=CLASSES)
     return path
 
 
@@ -91,13 +98,16 @@ def make_recipe(data: Path) -> Callable[..., "Recipe"]:
     return lambda family, **changes: tiny_recipe(data, family, **changes)
 
 
-@pytest.fixture(scope="session", params=["nade", "dcgan"])
+@pytest.fixture(scope="session", params=["nade", "dcgan", "cgan"])
 def finished_run(
     request: pytest.FixtureRequest,
     make_recipe: Callable[..., "Recipe"],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple["Recipe", Path]:
-    """A trained, converted and evaluated run, with a density and without; not to be changed."""
+    """A trained, converted and evaluated run: with a density, without, and with classes.
+
+    Not to be changed.
+    """
     recipe = make_recipe(request.param)
     run = tmp_path_factory.mktemp("runs") / recipe.name
     train(recipe, run)

@@ -16,7 +16,7 @@ from export.evaluate import (
     evaluate,
     evaluate_over_http,
     mean_metric,
-    nearest_distances,
+    nearest_training_images,
     read_metrics,
 )
 from export.graph import Graph
@@ -85,12 +85,14 @@ def test_what_is_measured_is_written_down(finished_run: Run) -> None:
     assert evaluate(recipe, run) == read_metrics(run / "bundle")
 
 
-@pytest.mark.parametrize("finished_run", ["dcgan"], indirect=True)
+@pytest.mark.parametrize("finished_run", ["dcgan", "cgan"], indirect=True)
 def test_an_implicit_model_is_checked_for_copies(finished_run: Run) -> None:
     _, run = finished_run
-    of_samples, of_test = read_metrics(run / "bundle")
+    of_samples, of_test, smallest = read_metrics(run / "bundle")
     assert of_samples.name == "nearest_train_distance"
     assert of_test.name == "nearest_train_distance_of_test"
+    assert smallest.name == "smallest_train_distance"
+    assert 0 < smallest.value < of_samples.value
     assert (of_samples.num_images, of_test.num_images) == (1000, 30)
     assert of_samples.value > 0
     assert of_test.value > 0
@@ -104,7 +106,8 @@ def test_a_copy_has_no_distance_and_a_changed_pixel_its_difference() -> None:
     copies[1, 0, 2, 2] += 0.25
     copies[2] += 0.1
     # Exactly zero for a copy, in single precision otherwise.
-    distances = nearest_distances(copies, train)
+    distances, numbers = nearest_training_images(copies, train)
+    assert numbers.tolist() == [2000, 2001, 2002]
     assert distances[0] == 0
     assert distances[1:] == pytest.approx([0.25, 0.1 * 5], rel=1e-5)
 
