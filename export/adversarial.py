@@ -101,7 +101,7 @@ class AdversarialModel(GenerativeModel):
         self.discriminator.requires_grad_(True)
 
         losses = {"d_loss": discriminator_loss, "g_loss": generator_loss}
-        self.log_dict(losses, prog_bar=True, on_step=False, on_epoch=True)
+        self.log_dict(losses, prog_bar=True, on_step=True, on_epoch=True)
         self.log("d_loss_at_equilibrium", 2 * math.log(2))
 
     def configure_optimizers(self) -> Any:

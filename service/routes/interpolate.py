@@ -24,6 +24,7 @@ from service.images import (
 )
 from service.latents import Method, path_through
 from service.model import Model
+from service.noise import truncate
 from service.routes.documentation import ANIMATIONS, answers
 from service.routes.endpoint import (
     Endpoint,
@@ -157,7 +158,9 @@ async def _answer(
     latents = np.stack(
         [_latent_of(service, model, anchor, position) for position, anchor in enumerate(anchors)]
     )
-    path = path_through(latents * np.float32(walk.truncation), walk.steps, method, loop=walk.loop)
+    if walk.truncation != 1:  # else every bit stays
+        latents = truncate(latents, walk.truncation, model.manifest.noise.prior)
+    path = path_through(latents, walk.steps, method, loop=walk.loop)
 
     rows: dict[str, NDArray[Any]] = {"noise": path}
     if model.manifest.labels or walk.labels is not None:

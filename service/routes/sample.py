@@ -29,6 +29,7 @@ from service.images import (
 )
 from service.manifest import Image, Manifest
 from service.model import Model, seeded_rows
+from service.noise import truncate
 from service.routes.documentation import PICTURES, answers
 from service.routes.endpoint import (
     Endpoint,
@@ -188,7 +189,8 @@ def plan(
     if query.labels is not None:
         rows[LABEL] = class_numbers(query.labels, model, num_images)
     if query.truncation != 1 and latents is not None:
-        rows["noise"] = rows["noise"] * np.float32(query.truncation)
+        prior = model.manifest.noise.prior
+        rows["noise"] = truncate(rows["noise"], query.truncation, prior)
     elif query.truncation != 1:
         rows[TRUNCATION] = np.full(num_images, query.truncation, dtype=np.float32)
     if query.temperature != 1:
