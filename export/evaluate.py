@@ -45,7 +45,7 @@ def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
     path = bundle / "log_prob.onnx"
     if path.is_file():
         graph = Graph(path, recipe.max_batch_rows)
-        log_prob = test_log_prob(graph, split.test)
+        log_prob = score_test_part(graph, split.test)
         metrics = density_metrics(log_prob, split.test, recipe.protocol)
     else:
         metrics = sample_metrics(recipe, split, bundle / "generate.onnx")
@@ -83,7 +83,7 @@ def sample_metrics(recipe: Recipe, split: Split, path: Path) -> tuple[Metric, ..
     return *quality, *copying
 
 
-def test_log_prob(graph: Graph, test: Images) -> NDArray[np.floating]:
+def score_test_part(graph: Graph, test: Images) -> NDArray[np.floating]:
     """Score the test images in nats, given their own labels where the model is conditional.
 
     Returns:

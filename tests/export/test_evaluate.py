@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -18,6 +18,7 @@ from export.evaluate import (
     mean_metric,
     nearest_training_images,
     read_metrics,
+    score_test_part,
 )
 from export.graph import Graph
 from export.recipe import Recipe
@@ -78,6 +79,23 @@ def test_the_nll_is_the_one_of_the_model_over_the_whole_test_part(finished_run: 
     assert nll.std_error == pytest.approx(expected.std(ddof=1) / math.sqrt(30), rel=1e-4)
     assert bits.unit == "bits per dim"
     assert bits.value == pytest.approx(nll.value / (64 * math.log(2)))
+
+
+class ByLabel:
+    """Stands for a class-conditional graph; tells the labels that it was given."""
+
+    inputs: ClassVar = {"image": ["batch", 1, 2, 2], "label": ["batch"]}
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert list(inputs) == list(self.inputs)
+        return {"log_prob": -inputs["label"].astype(np.float32)}
+
+
+def test_a_conditional_density_is_scored_given_the_own_label_of_each_image() -> None:
+    labels = np.arange(2500) % 7
+    test = Images(np.zeros((2500, 1, 2, 2), dtype=np.uint8), labels)
+    graph: Any = ByLabel()
+    np.testing.assert_array_equal(score_test_part(graph, test), -labels)
 
 
 def test_what_is_measured_is_written_down(finished_run: Run) -> None:
