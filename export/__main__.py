@@ -1,4 +1,4 @@
-"""The command line: list, data, train, convert, evaluate and publish."""
+"""The command line: list, data, train, convert, evaluate, publish and classifier."""
 
 import argparse
 import json
@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_evaluate(commands)
     _add_publish(commands)
+    _add_classifier(commands)
     return parser
 
 
@@ -152,6 +153,17 @@ def publish_run(options: argparse.Namespace) -> None:
     recipe, run = _recipe_and_run(options.name)
     folder = publish(recipe, run, options.store, unfinished=options.unfinished)
     print(f"{folder} is published; next: start the service, or let a running one reload its store")
+
+
+def train_classifier(options: argparse.Namespace) -> None:
+    """Train, freeze and measure a classifier by which generators are judged."""
+    from export.classifier import make_classifier, read_classifier_recipe  # noqa: PLC0415
+
+    report = make_classifier(read_classifier_recipe(options.name))
+    print(
+        f"{report.name} classifies {report.accuracy:.2%} ± {report.std_error:.2%} of the test "
+        f"images rightly; {report.num_parameters:,} parameters, sha256 {report.sha256[:8]}"
+    )
 
 
 def describe_metric(metric: Metric) -> str:
@@ -266,6 +278,17 @@ def _add_publish(commands: Any) -> None:
         "--unfinished", action="store_true", help="publish even if the run has epochs left"
     )
     parser.set_defaults(command=publish_run)
+
+
+def _add_classifier(commands: Any) -> None:
+    parser = commands.add_parser(
+        "classifier",
+        help="train and freeze a classifier by which generators are judged",
+        description="Train a classifier of export/classifiers/ anew. Figures of generators name "
+        "the hash of their classifier: with another one, all of them have to be measured again.",
+    )
+    parser.add_argument("name", metavar="NAME", help="lenet-mnist, for example")
+    parser.set_defaults(command=train_classifier)
 
 
 def _add_run_name(parser: argparse.ArgumentParser) -> None:

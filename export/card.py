@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,14 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from export.graph import Graph
+from export.data import Images
+from export.evaluate import nearest_training_images
+from export.graph import FloatArray, Graph
+from export.model import GenerativeModel
 from export.recipe import FilmConfig
 from export.train import FILM_ARRAYS_FILE, read_run
 from service.images import encode_animation, encode_picture, enlarge, grid, to_pixels
 from service.manifest import FILM_FILE, GOLDEN_FILE, PREVIEW_FILE, Manifest, Metric, Role
-from service.noise import Prior
 
 PREVIEW_ROWS = PREVIEW_COLUMNS = 8
+NEAREST_FILE = "nearest.png"
+
+_MAX_PREVIEW_COLUMNS = 16
+_NUM_NEAREST = 20
 
 _SCALE = 2
 _FRAME_S, _LAST_FRAME_S = 0.2, 2.0
@@ -46,12 +53,14 @@ class Background:
         family: The family's own words: formula and source.
         finished: Whether training came to its end.
         initial_nll: Test NLL before the first step, in nats; None for an implicit density.
+        discriminator_loss: Mean over the last epoch, in nats; None without a discriminator.
         film_batches: After how many batches of training each frame of the film was drawn.
     """
 
     family: str
     finished: bool
     initial_nll: float | None
+    discriminator_loss: float | None
     film_batches: tuple[int, ...]
 
 
@@ -66,15 +75,45 @@ def read_background(family: str, run: Path) -> Background:
         family="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs),
         finished=about["finished"],
         initial_nll=about["initial_nll"],
+        discriminator_loss=about["last"].get("d_loss_epoch"),
         film_batches=film_batches,
     )
 
 
-def draw_preview(generate: Graph, prior: Prior) -> bytes:
-    """Draw the images of seed 0, indices 0 to 63, as one PNG."""
-    inputs = generate.neutral_inputs(prior, PREVIEW_ROWS * PREVIEW_COLUMNS)
-    picture = grid(to_pixels(generate(inputs)["image"]), PREVIEW_COLUMNS)
-    return encode_picture(enlarge(picture, _SCALE), "png")
+def preview_columns(num_classes: int) -> int:
+    """Return how many columns the preview has: a column per class, where these are not too many.
+
+    Args:
+        num_classes: Of a class-conditional model; 0 otherwise.
+    """
+    return num_classes if 2 <= num_classes <= _MAX_PREVIEW_COLUMNS else PREVIEW_COLUMNS
+
+
+def draw_preview(generate: Graph, model: GenerativeModel) -> bytes:
+    """Draw the first images of seed 0 as one PNG; of a conditional model, the classes in turn."""
+    columns = preview_columns(model.num_classes if model.is_conditional else 0)
+    samples = _first_samples(generate, model, PREVIEW_ROWS * columns)
+    return _encode_grid(samples, columns)
+
+
+def draw_nearest(generate: Graph, model: GenerativeModel, train: Images) -> bytes:
+    """Draw the first images of seed 0, each above the training image nearest to it, as one PNG."""
+    samples = _first_samples(generate, model, _NUM_NEAREST)
+    _, numbers = nearest_training_images(samples, train)
+    nearest = Images(train.pixels[numbers], train.labels[numbers]).values
+    half = _NUM_NEAREST // 2
+    rows = (samples[:half], nearest[:half], samples[half:], nearest[half:])
+    return _encode_grid(np.concatenate(rows), half)
+
+
+def _first_samples(generate: Graph, model: GenerativeModel, num_images: int) -> FloatArray:
+    inputs = generate.neutral_inputs(model.noise.prior, num_images, model.num_classes)
+    samples: FloatArray = generate(inputs)["image"]
+    return samples
+
+
+def _encode_grid(images: FloatArray, columns: int) -> bytes:
+    return encode_picture(enlarge(grid(to_pixels(images), columns), _SCALE), "png")
 
 
 def draw_film(run: Path, config: FilmConfig) -> bytes:
@@ -121,14 +160,18 @@ def _introduction(manifest: Manifest, background: Background) -> str:
     colours = "grey" if channels == 1 else "RGB"
     noise = manifest.noise
     film = background.film_batches
+    num_shown = PREVIEW_ROWS * preview_columns(len(manifest.labels))
+    shown = (
+        f"images 0 to {num_shown - 1} of seed 0{', the classes in turn' * bool(manifest.labels)}"
+    )
     return f"""# {manifest.reference}
 
 {manifest.description}
 
-![64 images of seed 0]({PREVIEW_FILE})
+![{num_shown} images of seed 0]({PREVIEW_FILE})
 ![The same noise while the weights were learnt]({FILM_FILE})
 
-Left: images 0 to 63 of seed 0. Right: the same noise after 0 to {film[-1]:,} batches of training, \
+Left: {shown}. Right: the same noise after 0 to {film[-1]:,} batches of training, \
 {len(film)} frames.
 
 | | |
@@ -137,10 +180,15 @@ Left: images 0 to 63 of seed 0. Right: the same noise after 0 to {film[-1]:,} ba
 | family | `{manifest.family}` |
 | density | {_DENSITIES[manifest.density]} |
 | noise | {noise.prior}, shape {tuple(noise.shape)}{", a latent" if noise.latent else ""} |
-| parameters | {manifest.num_parameters:,} |
+{_classes(manifest)}| parameters | {manifest.num_parameters:,} |
 | can | {", ".join(manifest.operations)} |
 
 {background.family}"""
+
+
+def _classes(manifest: Manifest) -> str:
+    numbered = ", ".join(f"{number} {name}" for number, name in enumerate(manifest.labels))
+    return f"| classes | {numbered} |\n" if numbered else ""
 
 
 def _use(manifest: Manifest, graphs: Mapping[Role, Graph]) -> str:
@@ -150,6 +198,7 @@ def _use(manifest: Manifest, graphs: Mapping[Role, Graph]) -> str:
         "temperature": "np.ones(16, np.float32)",
         "known": f"np.zeros({image_shape}, np.float32)",
         "known_mask": f"np.zeros({image_shape}, np.float32)",
+        "label": f"np.arange(16) % {len(manifest.labels)}",
     }
     draw_noise = {
         "uniform": f"rng.uniform(1e-7, 1 - 1e-7, size={noise_shape})",
@@ -184,10 +233,12 @@ generate = onnxruntime.InferenceSession("generate.onnx")
 def _use_log_prob(manifest: Manifest) -> str:
     if "log_prob" not in manifest.graphs:
         return ""
-    return """
+    label = f', "label": np.arange(16) % {len(manifest.labels)}' if manifest.labels else ""
+    inputs = f'{{"image": images{label}}}'
+    return f"""
 ```python
 score = onnxruntime.InferenceSession("log_prob.onnx")
-(log_prob,) = score.run(["log_prob"], {"image": images})  # (16,), nats
+(log_prob,) = score.run(["log_prob"], {inputs})  # (16,), nats
 ```
 """
 
@@ -207,7 +258,39 @@ def _metrics(manifest: Manifest, background: Background) -> str:
 {rows}
 
 Measured through the graphs of this bundle by ONNX Runtime, on images that training never saw \
-where the figure is one of test images.{step_0}"""
+where the figure is one of test images.{step_0}{_frechet(manifest)}{_adversary(background)}\
+{_nearest(manifest)}"""
+
+
+def _frechet(manifest: Manifest) -> str:
+    if not any(metric.name.startswith("frechet_lenet") for metric in manifest.metrics):
+        return ""
+    return """
+
+`frechet_lenet_…` is the Fréchet distance of features of a small classifier of this project, named \
+by the hash of its file (`export/classifiers/`). It is no FID, and comparable only under the same \
+hash and counts; `…_of_train`, training images against test images, is the floor."""
+
+
+def _adversary(background: Background) -> str:
+    loss = background.discriminator_loss
+    if loss is None:
+        return ""
+    return f"""
+
+In the last epoch the discriminator's loss was {loss:.3f} nats on average. If it could not tell \
+the generator's images from training images, it would be 2·ln 2 = {2 * math.log(2):.3f}."""
+
+
+def _nearest(manifest: Manifest) -> str:
+    if NEAREST_FILE not in manifest.files:
+        return ""
+    return f"""
+
+![Generated images above the training images nearest to them]({NEAREST_FILE})
+
+The first {_NUM_NEAREST} images of seed 0, each above the training image nearest to it in L2 \
+distance of pixels."""
 
 
 def _metric_row(metric: Metric) -> str:
@@ -225,15 +308,16 @@ def _graphs(manifest: Manifest, graphs: Mapping[Role, Graph]) -> str:
         f"{_tensors(graphs[role].outputs)} | {manifest.graphs[role].num_bytes:,} |"
         for role in manifest.graphs
     )
+    labels = "; `label` holds class numbers, int64" if manifest.labels else ""
     return f"""## Graphs
 
 | file | inputs | outputs | bytes |
 | --- | --- | --- | --- |
 {rows}
 
-All tensors are float32 with the batch on axis 0. No graph draws random numbers: the same noise \
-gives the same image. `{GOLDEN_FILE}` holds inputs and outputs to check another runtime against; \
-`model.json` the hashes."""
+All tensors are float32 with the batch on axis 0{labels}. No graph draws random numbers: the \
+same noise gives the same image. `{GOLDEN_FILE}` holds inputs and outputs to check another \
+runtime against; `model.json` the hashes."""
 
 
 def _tensors(shapes: dict[str, Any]) -> str:

@@ -3,14 +3,16 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from google.protobuf.message import Message  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 from torch import nn
 from torch.export import Dim
 
@@ -79,7 +81,7 @@ def golden_inputs(model: GenerativeModel, module: nn.Module, test: Images) -> Te
     """Choose inputs that reach everything a graph can do, one array per argument of `forward`.
 
     Eight rows: the noise of seed 0, temperatures from ½ to 2, a known upper half in every second
-    row, and images of the test part.
+    row, images of the test part, and the classes in turn.
 
     Raises:
         ValueError: `forward` has an argument that bundles do not know.
@@ -88,12 +90,13 @@ def golden_inputs(model: GenerativeModel, module: nn.Module, test: Images) -> Te
     images = np.resize(test[:NUM_GOLDEN_ROWS].values, (NUM_GOLDEN_ROWS, *model.image.shape))
     known_mask = np.zeros_like(images)
     known_mask[::2, :, : images.shape[2] // 2] = 1
-    known: dict[str, Callable[[], FloatArray]] = {
+    known: dict[str, Callable[[], NDArray[Any]]] = {
         "noise": lambda: draw(model.noise.prior, indices * 0, indices, model.noise.shape),
         "temperature": lambda: np.geomspace(0.5, 2, NUM_GOLDEN_ROWS).astype(np.float32),
         "known": lambda: images,
         "known_mask": lambda: known_mask,
         "image": lambda: images,
+        "label": lambda: np.arange(NUM_GOLDEN_ROWS) % model.num_classes,
     }
     names = inspect.signature(module.forward).parameters
     if unknown := [name for name in names if name not in known]:
@@ -105,11 +108,16 @@ def golden_inputs(model: GenerativeModel, module: nn.Module, test: Images) -> Te
 
 
 def export_graph(module: nn.Module, role: Role, inputs: Tensors, path: Path) -> None:
+    """Write a module as the graph of a role; arguments as of `write_graph`."""
+    write_graph(module, OUTPUTS[role], inputs, path)
+
+
+def write_graph(module: nn.Module, outputs: Sequence[str], inputs: Tensors, path: Path) -> None:
     """Write a module as one ONNX file with a free batch axis and nothing but the computation.
 
     Args:
         module: What to convert; the arguments of its `forward` name the inputs.
-        role: Names the outputs.
+        outputs: Names of the outputs.
         inputs: Example inputs by name; several rows.
         path: Where to write.
     """
@@ -129,7 +137,7 @@ def export_graph(module: nn.Module, role: Role, inputs: Tensors, path: Path) -> 
             verbose=False,
             external_data=False,
             input_names=list(inputs),
-            output_names=list(OUTPUTS[role]),
+            output_names=list(outputs),
         )
     assert program is not None
     content = program.model_proto
@@ -174,8 +182,8 @@ def run_module(module: nn.Module, inputs: Tensors) -> tuple[FloatArray, ...]:
     return tuple(output.numpy() for output in outputs)
 
 
-def realigned(values: FloatArray) -> FloatArray:
-    """Copy an array to an address that is aligned for single floats and for nothing more.
+def realigned(values: NDArray[Any]) -> NDArray[Any]:
+    """Copy an array to an address that is aligned for its elements and for nothing more.
 
     Kernels may treat the ends of a vector register apart; a view of a well aligned array would
     never show it.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from service.noise import Prior, draw
 
 FloatArray = NDArray[np.float32]
-Tensors = dict[str, FloatArray]
+Tensors = dict[str, NDArray[Any]]
 
 
 class Graph:
@@ -50,16 +50,21 @@ class Graph:
             for index, name in enumerate(self.outputs)
         }
 
-    def _run(self, inputs: Tensors, rows: slice) -> list[FloatArray]:
-        outputs: list[FloatArray] = self._session.run(
+    def _run(self, inputs: Tensors, rows: slice) -> list[NDArray[Any]]:
+        outputs: list[NDArray[Any]] = self._session.run(
             list(self.outputs), {name: values[rows] for name, values in inputs.items()}
         )
         return outputs
 
-    def neutral_inputs(self, prior: Prior, num_images: int) -> Tensors:
+    def neutral_inputs(self, prior: Prior, num_images: int, num_classes: int = 0) -> Tensors:
         """Return what a generate graph takes for plain samples of seed 0, indices from 0 on.
 
-        The temperature is 1 and no pixel is known.
+        The temperature is 1, no pixel is known, and the classes take turns.
+
+        Args:
+            prior: Of the noise.
+            num_images: Number of rows.
+            num_classes: Of a class-conditional model.
         """
         indices = np.arange(num_images, dtype=np.uint64)
         inputs = {
@@ -69,4 +74,6 @@ class Graph:
         inputs["noise"] = draw(prior, indices * 0, indices, self.inputs["noise"][1:])
         if "temperature" in inputs:
             inputs["temperature"] += 1
+        if "label" in inputs:
+            inputs["label"] = np.arange(num_images) % num_classes
         return inputs

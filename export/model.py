@@ -1,5 +1,6 @@
 """What every family offers to training, conversion and evaluation."""
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from importlib import import_module
@@ -65,8 +66,14 @@ class GenerativeModel(lightning.LightningModule, ABC):
 
         `generate` takes `noise` and perhaps `temperature`, `known` and `known_mask`, and returns
         the image. `log_prob` takes `image` and returns log_prob (N,) in nats and, for exact
-        models, conditional_log_prob (N, C, H, W).
+        models, conditional_log_prob (N, C, H, W). Both graphs of a class-conditional model take
+        `label` too: class numbers, shape (N,), int64.
         """
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the graphs ask for a class."""
+        return "label" in inspect.signature(self.graphs()["generate"].forward).parameters
 
     def num_parameters(self) -> int:
         """Count the free parameters of the shipped model."""
@@ -90,16 +97,23 @@ class GenerativeModel(lightning.LightningModule, ABC):
         """
         raise TypeError(f"{type(self).__name__} is {self.density}: it has no log_prob")
 
+    def batch_log_prob(self, batch: Batch) -> Tensor:
+        """Return log p of the images of a batch, in nats, shape (N,).
+
+        A class-conditional family gives log p(x given label) here, with the labels in batch[1].
+        """
+        return self.log_prob(batch[0])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the mean negative log-likelihood of a batch, in nats per image."""
-        loss = -self.log_prob(batch[0]).mean()
+        loss = -self.batch_log_prob(batch).mean()
         self.log("train_nll", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the mean negative log-likelihood of held-out images, in nats per image."""
         if self.density != "implicit":
-            nll = -self.log_prob(batch[0]).mean()
+            nll = -self.batch_log_prob(batch).mean()
             self.log("val_nll", nll, prog_bar=True, batch_size=len(batch[0]))
 
     def configure_optimizers(self) -> Any:

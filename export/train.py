@@ -227,12 +227,12 @@ def draw_images(model: GenerativeModel, num_images: int) -> NDArray[np.uint8]:
 
 
 def generator_inputs(model: GenerativeModel, num_images: int) -> dict[str, Tensor]:
-    """Return neutral inputs of the generate graph: the noise of seed 0, nothing known."""
+    """Return neutral inputs of the generate graph: seed 0, nothing known, classes in turn."""
     indices = np.arange(num_images, dtype=np.uint64)
-    noise = torch.from_numpy(
-        draw(model.noise.prior, np.zeros_like(indices), indices, model.noise.shape)
-    )
-    inputs = {"noise": noise}
+    seeds = np.zeros_like(indices)
+    inputs = {"noise": torch.from_numpy(draw(model.noise.prior, seeds, indices, model.noise.shape))}
+    if model.is_conditional:
+        inputs["label"] = torch.arange(num_images) % model.num_classes
     if model.ordering is not None:
         unknown = torch.zeros(num_images, *model.image.shape)
         inputs |= {"temperature": torch.ones(num_images), "known": unknown, "known_mask": unknown}
@@ -301,9 +301,10 @@ def initial_nll(model: GenerativeModel, split: Split, num_images: int = 1000) ->
     """
     if model.density == "implicit":
         return None
-    images = torch.from_numpy(split.test[:num_images].values)
+    first = split.test[:num_images]
+    batch = torch.from_numpy(first.values), torch.from_numpy(first.labels)
     with torch.no_grad():
-        return float(-model.log_prob(images).mean())
+        return float(-model.batch_log_prob(batch).mean())
 
 
 def new_model(recipe: Recipe, split: Split) -> GenerativeModel:

@@ -15,7 +15,7 @@ from service.errors import (
     UnknownModelError,
     UnsupportedOperationError,
 )
-from service.graph import NEUTRAL_INPUTS, Graph, Session
+from service.graph import LABEL, NEUTRAL_INPUTS, Graph, Session
 from service.manifest import (
     GOLDEN_FILE,
     Manifest,
@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 
 # What the service gives to a graph, and what it cannot do without.
 _INPUTS: dict[Role, set[str]] = {
-    "generate": {"noise", *NEUTRAL_INPUTS},
-    "log_prob": {"image"},
-    "encode": {"image"},
+    "generate": {"noise", LABEL, *NEUTRAL_INPUTS},
+    "log_prob": {"image", LABEL},
+    "encode": {"image", LABEL},
 }
 _OUTPUTS: dict[Role, set[str]] = {
     "generate": {"image"},
@@ -215,11 +215,19 @@ def load_bundle(
         foreign = set(session.inputs) - _INPUTS[role]
         if foreign:
             raise BrokenBundleError(f"{path.name} wants {', '.join(sorted(foreign))}")
+        _check_labels(session, role, manifest)
         graphs[role] = make_graph(session, role, manifest)
     golden = _read_golden(folder / GOLDEN_FILE)
     for role, loaded in graphs.items():
         _replay_golden(golden, role, loaded, manifest)
     return Model(manifest, graphs, folder)
+
+
+def _check_labels(session: Session, role: Role, manifest: Manifest) -> None:
+    if LABEL in session.inputs and not manifest.labels:
+        raise BrokenBundleError(f"{role} wants a label, but the manifest names no labels")
+    if LABEL not in session.inputs and manifest.labels and role != "encode":
+        raise BrokenBundleError(f"the manifest names labels, but {role} takes none")
 
 
 def _verify(path: Path, sha256: str) -> None:

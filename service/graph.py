@@ -13,14 +13,17 @@ from service.batcher import Batcher, Rows, Stop, StoppedError
 from service.device import CPU, Device
 from service.manifest import Manifest, Role
 from service.metrics import GraphMetrics
-from service.noise import draw
+from service.noise import draw, draw_labels, truncate
 from service.workers import Workers
 
 SEED, INDEX = "seed", "index"
 """Rows may name their noise by seed and index (both uint64) instead of carrying it."""
 
 TRUNCATION = "truncation"
-"""Rows that name their noise may scale it, (N,)."""
+"""Rows that name their noise may pull it to the centre of the prior, (N,)."""
+
+LABEL = "label"
+"""The class of each row, int64; rows that name their noise may leave it to the seed."""
 
 logger = logging.getLogger(__name__)
 
@@ -126,27 +129,30 @@ class Graph:
         """Run the rows of several calls as one batch, drawing the noise of those that name seeds.
 
         Args:
-            parts: Inputs of each call. Left out ones are neutral: temperature 1, nothing known.
+            parts: Inputs of each call. Left out ones are neutral: temperature 1, nothing known,
+                any class.
             stop: Ends the run early on request.
 
         Returns:
-            All outputs, the rows in the order of the parts; `noise` too for a generator.
+            All outputs, the rows in the order of the parts; `noise` too for a generator, and
+            `label` for a class-conditional one.
         """
         counts = [len(next(iter(part.values()))) for part in parts]
         inputs = {name: self._gather(name, parts, counts) for name in self.session.inputs}
         outputs = self.session.run(inputs, stop)
         if "noise" in inputs:
-            outputs["noise"] = inputs["noise"]
+            told = inputs.keys() & {"noise", LABEL}
+            outputs |= {name: inputs[name] for name in told}
         return outputs
 
-    def _gather(
-        self, name: str, parts: Sequence[Rows], counts: Sequence[int]
-    ) -> NDArray[np.float32]:
+    def _gather(self, name: str, parts: Sequence[Rows], counts: Sequence[int]) -> NDArray[Any]:
         if name == "noise" and any(SEED in part for part in parts):
             return self._draw_noise(parts)
         if all(name in part for part in parts):
             rows = [part[name] for part in parts]
             return np.ascontiguousarray(rows[0]) if len(rows) == 1 else np.concatenate(rows)
+        if name == LABEL:
+            return self._draw_labels(parts)
         neutral = NEUTRAL_INPUTS[name]
         shape = () if name == "temperature" else self._manifest.image.shape
         gathered = np.full((sum(counts), *shape), neutral, dtype=np.float32)
@@ -171,9 +177,20 @@ class Graph:
             piece = drawn[start : start + len(part[SEED])]
             start += len(piece)
             if TRUNCATION in part:
-                piece *= part[TRUNCATION][:, None]
+                piece = truncate(piece, part[TRUNCATION], noise.prior)
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _draw_labels(self, parts: Sequence[Rows]) -> NDArray[np.int64]:
+        open_parts = [part for part in parts if LABEL not in part]
+        seeds = np.concatenate([part[SEED] for part in open_parts])
+        indices = np.concatenate([part[INDEX] for part in open_parts])
+        drawn = iter(draw_labels(seeds, indices, len(self._manifest.labels)))
+        pieces = [
+            part[LABEL] if LABEL in part else np.fromiter(drawn, np.int64, len(part[SEED]))
+            for part in parts
+        ]
+        return np.concatenate(pieces)
 
 
 def _repeat_last_row(array: NDArray[Any], times: int) -> NDArray[Any]:

@@ -2,8 +2,8 @@
 
     model_store/<name>/<version>/
         model.json       the manifest below
-        generate.onnx    noise -> image                       every model
-        log_prob.onnx    image -> log_prob                    density exact or bound
+        generate.onnx    noise [, label] -> image             every model
+        log_prob.onnx    image [, label] -> log_prob          density exact or bound
         encode.onnx      image -> mean, log_var               models with an encoder
         golden.npz       <graph>.<tensor>: inputs and outputs that a right graph reproduces
         README.md        the model card
@@ -132,7 +132,12 @@ class Training(Document):
 
 
 class Manifest(Document):
-    """The manifest of a bundle, stored as `model.json`."""
+    """The manifest of a bundle, stored as `model.json`.
+
+    Attributes:
+        labels: Names of the classes of a class-conditional model, whose graphs take their numbers
+            as `label` (N,), int64; empty for any other model.
+    """
 
     schema_version: Literal[1] = 1
     name: ModelName

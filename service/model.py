@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from service.batcher import Outcome, Rows
 from service.errors import InferenceFailedError
-from service.graph import INDEX, SEED, Graph
+from service.graph import INDEX, LABEL, SEED, Graph
 from service.manifest import Manifest, Role
-from service.noise import draw
+from service.noise import draw, draw_labels
 
 T = TypeVar("T")
 FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
 
 
 class Model:
@@ -54,20 +55,22 @@ class Model:
         drawn: FloatArray = draw(noise.prior, seeds, indices, noise.shape)[0]
         return drawn
 
+    def label_of(self, seed: int, index: int) -> int:
+        """Draw the class of one image of a class-conditional model."""
+        seeds, indices = np.array([seed], np.uint64), np.array([index], np.uint64)
+        return int(draw_labels(seeds, indices, len(self.manifest.labels))[0])
+
     async def generate(
-        self,
-        rows: Rows,
-        finish: Callable[[FloatArray, FloatArray], T],
-        *,
-        timeout_s: float,
+        self, rows: Rows, finish: Callable[[Rows], T], *, timeout_s: float
     ) -> Outcome[T]:
         """Turn noise into images.
 
         Args:
             rows: Either `noise`, or `seed` and `index` of each image; perhaps `temperature`,
-                `known` and `known_mask`.
-            finish: Makes the answer of the images (N, C, H, W) and their noise, in a worker
-                thread.
+                `known` and `known_mask`. A class-conditional model needs `label` beside `noise`;
+                beside `seed` it may be left out, and is drawn.
+            finish: Makes the answer of `image` (N, C, H, W), its `noise` and, of a
+                class-conditional model, its `label` (N,), in a worker thread.
             timeout_s: Deadline, queueing included.
 
         Raises:
@@ -84,18 +87,24 @@ class Model:
                     f"{self.reference} made an image that is not finite; try another seed, and "
                     "report it"
                 )
-            return finish(image, outputs["noise"])
+            return finish(outputs)
 
         return await graph.batcher.submit(rows, check_and_finish, timeout_s=timeout_s)
 
     async def log_prob(
-        self, images: FloatArray, finish: Callable[[Rows], T], *, timeout_s: float
+        self,
+        images: FloatArray,
+        finish: Callable[[Rows], T],
+        *,
+        labels: IntArray | None = None,
+        timeout_s: float,
     ) -> Outcome[T]:
         """Score images.
 
         Args:
             images: Shape (N, C, H, W), in [0, 1]; 0 and 1 for a binary model.
             finish: Makes the answer of `log_prob` (N,) in nats and what else the graph returns.
+            labels: The class of each image, (N,); a class-conditional model needs it.
             timeout_s: Deadline, queueing included.
 
         Raises:
@@ -107,7 +116,10 @@ class Model:
             graph.metrics.on_non_finite(int(np.isnan(outputs["log_prob"]).sum()))
             return finish(outputs)
 
-        return await graph.batcher.submit({"image": images}, count_and_finish, timeout_s=timeout_s)
+        rows: dict[str, NDArray[Any]] = {"image": images}
+        if labels is not None:
+            rows[LABEL] = labels
+        return await graph.batcher.submit(rows, count_and_finish, timeout_s=timeout_s)
 
 
 def seeded_rows(seed: int, first_index: int, num_images: int) -> dict[str, NDArray[Any]]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 UInt32Array = NDArray[np.uint32]
 UInt64Array = NDArray[np.uint64]
 FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
 Prior = Literal["normal", "uniform"]
 
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
@@ -114,6 +115,39 @@ def draw(
     words = random_bits(seeds, indices, int(np.prod(shape)), stream)
     rows = uniform(words) if prior == "uniform" else normal(words)
     return rows.reshape(len(seeds), *shape)
+
+
+def draw_labels(seeds: UInt64Array, indices: UInt64Array, num_classes: int) -> IntArray:
+    """Draw one class for each (seed, index) pair, each as likely as the others.
+
+    The classes share 2³² words, ⌊word · K / 2³²⌋, so that their probabilities differ from 1/K by
+    less than 2⁻³². The noise of the same pair is another stream: it does not depend on the class.
+
+    Args:
+        seeds: Shape (N,).
+        indices: Shape (N,).
+        num_classes: K, at least 1.
+
+    Returns:
+        Shape (N,), from 0 to K - 1.
+    """
+    words = random_bits(seeds, indices, 1, Stream.LABEL)[:, 0]
+    return (words.astype(np.uint64) * np.uint64(num_classes) >> _WORD).astype(np.int64)
+
+
+def truncate(latents: FloatArray, truncation: float | FloatArray, prior: Prior) -> FloatArray:
+    """Pull latents towards the centre of their prior, 0 or ½.
+
+    Args:
+        latents: Shape (N, D).
+        truncation: t of centre + t·(latent - centre); a number, or one for each row, (N,).
+        prior: What the latents are drawn from.
+    """
+    factors = np.asarray(truncation, dtype=np.float32).reshape(-1, 1)
+    if prior == "normal":
+        return latents * factors
+    centre = np.float32(0.5)
+    return centre + (latents - centre) * factors
 
 
 def uniform(words: UInt32Array) -> FloatArray:

@@ -9,7 +9,9 @@ from pydantic import ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.batcher import Rows
 from service.errors import InvalidRequestError, NoLatentSpaceError
+from service.graph import LABEL
 from service.images import (
     check_size,
     encode_animation,
@@ -22,6 +24,7 @@ from service.images import (
 )
 from service.latents import Method, path_through
 from service.model import Model
+from service.noise import truncate
 from service.routes.documentation import ANIMATIONS, answers
 from service.routes.endpoint import (
     Endpoint,
@@ -39,6 +42,7 @@ from service.routes.fields import (
     TimeoutMs,
     Truncation,
 )
+from service.routes.labels import Labels, class_numbers, require_classes
 from service.routes.negotiation import MEDIA_TYPES, choose_format
 from service.routes.sample import Coordinate, cache_headers, is_known_to_client
 from service.service import Service
@@ -69,6 +73,11 @@ class Walk(RequestModel):
         default=None, description="slerp for a normal prior, lerp for a uniform one."
     )
     loop: bool = Field(default=False, description="Walk back to the first anchor.")
+    labels: Labels | None = Field(
+        default=None,
+        description="Name or number of the class that the whole path is in; left out, the class "
+        "of the first seed.",
+    )
     truncation: Truncation = 1.0
     format: str | None = Field(default=None, description=f"One of {', '.join(FORMATS)}.")
     fps: int = Field(default=12, ge=1, le=60, description="Frames per second of animations.")
@@ -149,22 +158,45 @@ async def _answer(
     latents = np.stack(
         [_latent_of(service, model, anchor, position) for position, anchor in enumerate(anchors)]
     )
-    path = path_through(latents * np.float32(walk.truncation), walk.steps, method, loop=walk.loop)
+    if walk.truncation != 1:  # else every bit stays
+        latents = truncate(latents, walk.truncation, model.manifest.noise.prior)
+    path = path_through(latents, walk.steps, method, loop=walk.loop)
 
-    def finish(images: FloatArray, noise: FloatArray) -> bytes:
+    rows: dict[str, NDArray[Any]] = {"noise": path}
+    if model.manifest.labels or walk.labels is not None:
+        rows[LABEL] = np.full(len(path), _class_of(service, model, walk, anchors), dtype=np.int64)
+
+    def finish(made: Rows) -> bytes:
         if answer_format == "json":
-            return _json_answer(model, walk, method, images, noise)
-        return _encode(to_pixels(images), walk, answer_format)
+            return _json_answer(model, walk, method, made)
+        return _encode(to_pixels(made["image"]), walk, answer_format)
 
-    outcome = await model.generate(
-        {"noise": path}, finish, timeout_s=timeout_s(request, walk.timeout_ms)
-    )
+    outcome = await model.generate(rows, finish, timeout_s=timeout_s(request, walk.timeout_ms))
     headers = {"X-Model": model.reference, "Server-Timing": server_timing(outcome)}
     return Response(outcome.value, headers=headers, media_type=MEDIA_TYPES[answer_format])
 
 
 def _default_method(model: Model) -> Method:
     return "slerp" if model.manifest.noise.prior == "normal" else "lerp"
+
+
+def _class_of(service: Service, model: Model, walk: Walk, anchors: list[Anchor]) -> int:
+    """Find the one class of a path; graphs take its number, and there is none between two."""
+    require_classes(service, model)
+    if walk.labels is None:
+        for anchor in anchors:
+            if anchor.seed is not None:
+                return model.label_of(anchor.seed, anchor.index)
+        raise InvalidRequestError.of_field(
+            "labels", "say of which class; without a seed there is nothing to draw it from"
+        )
+    numbers = set(class_numbers(walk.labels, model, len(walk.labels)).tolist())
+    if len(numbers) > 1:
+        raise InvalidRequestError.of_field(
+            "labels",
+            f"{model.reference} knows nothing between two classes: give one label for the path",
+        )
+    return int(numbers.pop())
 
 
 def _latent_of(service: Service, model: Model, anchor: Anchor, position: int) -> FloatArray:
@@ -202,16 +234,16 @@ def _encode(pixels: NDArray[np.uint8], walk: Walk, answer_format: str) -> bytes:
     return encode_animation(frames, answer_format, durations_s)  # type: ignore[arg-type]
 
 
-def _json_answer(
-    model: Model, walk: Walk, method: Method, images: FloatArray, noise: FloatArray
-) -> bytes:
+def _json_answer(model: Model, walk: Walk, method: Method, made: Rows) -> bytes:
+    images, labels = made["image"], model.manifest.labels
     last = len(images) - (not walk.loop)  # a loop ends one frame before t = 1, which is t = 0
     frames: list[dict[str, Any]] = [
         {
             "t": position / last,
             "png": encode_base64(encode_picture(enlarge(pixels, walk.scale), "png")),
-            "latent": noise[position].tolist(),
+            "latent": made["noise"][position].tolist(),
         }
+        | ({"label": labels[made[LABEL][position]]} if labels else {})
         for position, pixels in enumerate(to_pixels(images))
     ]
     manifest = model.manifest

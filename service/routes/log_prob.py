@@ -39,6 +39,7 @@ from service.routes.endpoint import (
     validate_query,
 )
 from service.routes.fields import ModelReference, RequestModel, Seed, TimeoutMs
+from service.routes.labels import Labels, class_numbers, require_classes
 from service.routes.negotiation import MEDIA_TYPES, choose_format
 from service.scoring import Binarize, binarize, per_dim_maps, result_of
 from service.service import Service
@@ -58,6 +59,10 @@ class LogProbOptions(RequestModel):
     model: ModelReference | None = None
     binarize: Binarize | None = Field(
         default=None, description="Binary models only: threshold at one half, or stochastic."
+    )
+    labels: Labels | None = Field(
+        default=None,
+        description="Class-conditional models: score p(x given label); one label, or one each.",
     )
     seed: Seed = Field(default=0, description="Of stochastic binarization.")
     per_dim: bool = Field(default=False, description="The surprise of every pixel, in nats.")
@@ -119,6 +124,7 @@ async def create_log_prob(request: Request) -> Response:
     model = _admit(service, options)
     answer_format = choose_format(options.format, request.headers.get("accept"), FORMATS, "json")
     _check_options(service.catalog.newest(), model, options)
+    _check_labels(service, model, options)
 
     def finish(outputs: Rows) -> bytes:
         if answer_format == "npy":
@@ -132,7 +138,8 @@ async def create_log_prob(request: Request) -> Response:
             raise InvalidRequestError.of_field(
                 "images", f"at most {service.settings.max_rows} per request, not {len(images)}"
             )
-        outcome = await model.log_prob(images, finish, timeout_s=limit_s)
+        labels = class_numbers(options.labels, model, len(images)) if options.labels else None
+        outcome = await model.log_prob(images, finish, labels=labels, timeout_s=limit_s)
     headers = {"X-Model": model.reference, "Server-Timing": server_timing(outcome)}
     return Response(outcome.value, headers=headers, media_type=MEDIA_TYPES[answer_format])
 
@@ -205,6 +212,15 @@ def _check_options(newest: list[Model], model: Model, options: LogProbOptions) -
         raise UnsupportedOperationError(
             f"{model.reference} has no conditionals to show per pixel",
             [other.manifest.name for other in newest if other.has_conditionals],
+        )
+
+
+def _check_labels(service: Service, model: Model, options: LogProbOptions) -> None:
+    if options.labels is not None:
+        require_classes(service, model)
+    elif model.manifest.labels:
+        raise InvalidRequestError.of_field(
+            "labels", f"{model.reference} scores p(x given label): say of which class"
         )
 
 

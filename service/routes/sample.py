@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from service.batcher import Outcome, Rows
 from service.errors import InvalidRequestError, NoLatentSpaceError, UnsupportedOperationError
-from service.graph import TRUNCATION
+from service.graph import LABEL, TRUNCATION
 from service.images import (
     PictureFormat,
     check_size,
@@ -29,6 +29,7 @@ from service.images import (
 )
 from service.manifest import Image, Manifest
 from service.model import Model, seeded_rows
+from service.noise import truncate
 from service.routes.documentation import PICTURES, answers
 from service.routes.endpoint import (
     Endpoint,
@@ -49,6 +50,7 @@ from service.routes.fields import (
     Unique,
     seed_for_json,
 )
+from service.routes.labels import Labels, class_numbers, require_classes
 from service.routes.negotiation import MEDIA_TYPES, choose_format
 from service.service import Service
 
@@ -59,20 +61,25 @@ MAX_LATENT = 1e6
 
 FloatArray = NDArray[np.float32]
 Coordinate = Annotated[float, Field(ge=-MAX_LATENT, le=MAX_LATENT)]
-Label = int | str
 
 
 class SampleQuery(RequestModel):
     """What to generate, and how to show it."""
 
     model: ModelReference | None = None
-    n: int | None = Field(default=None, ge=1, le=65_536, description="Number of images; 1.")
+    n: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_536,
+        description="Number of images; 1, or as many as there are labels or latents.",
+    )
     seed: Seed | None = Field(default=None, description="Random, and told in the answer.")
     first_index: int = Field(
         default=0, ge=0, lt=2**63, description="Image i depends on (seed, first_index + i) alone."
     )
-    labels: Annotated[tuple[Label, ...], CommaSeparated] | None = Field(
-        default=None, max_length=65_536, description="Class names or numbers: one, or n."
+    labels: Labels | None = Field(
+        default=None,
+        description="Class names or numbers, one or n; left out, they are drawn from the seed.",
     )
     truncation: Truncation = 1.0
     temperature: float = Field(default=1.0, gt=0, le=10, description="Logits are divided by it.")
@@ -168,7 +175,7 @@ def plan(
     answer_format = choose_format(query.format, accept, FORMATS, default)
     _check_options(service, model, query)
     if latents is None:
-        num_images = query.n or 1
+        num_images = query.n or len(query.labels or ()) or 1
         seed = secrets.randbits(53) if query.seed is None else query.seed
         rows = seeded_rows(seed, query.first_index, num_images)
     else:
@@ -179,8 +186,11 @@ def plan(
             "n", f"at most {service.settings.max_rows} images per request, not {num_images}"
         )
     _check_size(model.manifest.image, query, num_images, answer_format)
+    if query.labels is not None:
+        rows[LABEL] = class_numbers(query.labels, model, num_images)
     if query.truncation != 1 and latents is not None:
-        rows["noise"] = rows["noise"] * np.float32(query.truncation)
+        prior = model.manifest.noise.prior
+        rows["noise"] = truncate(rows["noise"], query.truncation, prior)
     elif query.truncation != 1:
         rows[TRUNCATION] = np.full(num_images, query.truncation, dtype=np.float32)
     if query.temperature != 1:
@@ -217,37 +227,38 @@ async def _answer(request: Request, sampling: Sampling, query: SampleQuery) -> R
     outcomes: list[Outcome[Any]] = []
     if "log_prob" in query.include and sampling.answer_format == "json":
         async with deadline(limit_s):
-            drawn = await model.generate(sampling.rows, lambda *made: made, timeout_s=limit_s)
+            drawn = await model.generate(sampling.rows, lambda outputs: outputs, timeout_s=limit_s)
             outcomes.append(drawn)
-            images, noise = drawn.value
+            made = drawn.value
             scored = await model.log_prob(
-                images,
-                lambda outputs: _json_answer(sampling, query, images, noise, outputs["log_prob"]),
+                made["image"],
+                lambda outputs: _json_answer(sampling, query, made, outputs["log_prob"]),
+                labels=made.get(LABEL),
                 timeout_s=limit_s,
             )
         outcomes.append(scored)
         content = scored.value
     else:
-        made = await model.generate(sampling.rows, _encoder(sampling, query), timeout_s=limit_s)
-        outcomes.append(made)
-        content = made.value
+        shown = await model.generate(sampling.rows, _encoder(sampling, query), timeout_s=limit_s)
+        outcomes.append(shown)
+        content = shown.value
     headers = {"X-Model": model.reference, "Server-Timing": server_timing(*outcomes)}
     if sampling.seed is not None:
         headers["X-Seed"] = str(sampling.seed)
     return Response(content, headers=headers, media_type=MEDIA_TYPES[sampling.answer_format])
 
 
-def _encoder(sampling: Sampling, query: SampleQuery) -> Callable[[FloatArray, FloatArray], bytes]:
+def _encoder(sampling: Sampling, query: SampleQuery) -> Callable[[Rows], bytes]:
     match sampling.answer_format:
         case "json":
-            return lambda images, noise: _json_answer(sampling, query, images, noise, None)
+            return lambda made: _json_answer(sampling, query, made, None)
         case "npy":
-            return lambda images, _: encode_npy(to_pixels(images))
+            return lambda made: encode_npy(to_pixels(made["image"]))
     picture_format: PictureFormat = sampling.answer_format  # type: ignore[assignment]
     columns = query.columns or near_square_columns(sampling.num_images)
 
-    def encode(images: FloatArray, _: FloatArray) -> bytes:
-        pixels = to_pixels(images)
+    def encode(made: Rows) -> bytes:
+        pixels = to_pixels(made["image"])
         sheet = pixels[0] if len(pixels) == 1 == columns else grid(pixels, columns)
         return encode_picture(enlarge(sheet, query.scale), picture_format)
 
@@ -255,24 +266,22 @@ def _encoder(sampling: Sampling, query: SampleQuery) -> Callable[[FloatArray, Fl
 
 
 def _json_answer(
-    sampling: Sampling,
-    query: SampleQuery,
-    images: FloatArray,
-    noise: FloatArray,
-    log_prob: FloatArray | None,
+    sampling: Sampling, query: SampleQuery, made: Rows, log_prob: FloatArray | None
 ) -> bytes:
+    manifest = sampling.model.manifest
     described: list[dict[str, Any]] = []
-    for position, pixels in enumerate(to_pixels(images)):
+    for position, pixels in enumerate(to_pixels(made["image"])):
         image: dict[str, Any] = {
             "index": sampling.first_index + position,
             "png": encode_base64(encode_picture(enlarge(pixels, query.scale), "png")),
         }
+        if manifest.labels:
+            image["label"] = manifest.labels[made[LABEL][position]]
         if "latents" in query.include:
-            image["latent"] = noise[position].tolist()
+            image["latent"] = made["noise"][position].tolist()
         if log_prob is not None:
             image["log_prob"] = float(log_prob[position])
         described.append(image)
-    manifest = sampling.model.manifest
     seed = None if sampling.seed is None else seed_for_json(sampling.seed)
     return json_bytes(
         {
@@ -297,10 +306,7 @@ def _check_options(service: Service, model: Model, query: SampleQuery) -> None:
     if "log_prob" in query.include:
         service.find(model.reference, "log_prob")
     if query.labels is not None:
-        raise UnsupportedOperationError(
-            f"{model.reference} is not conditional: it takes no labels",
-            [other.manifest.name for other in catalog.newest() if other.manifest.labels],
-        )
+        require_classes(service, model)
 
 
 def _check_size(image: Image, query: SampleQuery, num_images: int, answer_format: str) -> None:
@@ -322,6 +328,10 @@ def _check_latents(
         raise InvalidRequestError.of_field("seed", "give either a seed or latents")
     if query.n not in {None, len(latents)}:
         raise InvalidRequestError.of_field("n", f"{query.n}, but there are {len(latents)} latents")
+    if model.manifest.labels and query.labels is None:
+        raise InvalidRequestError.of_field(
+            "labels", "say of which class; without a seed there is nothing to draw it from"
+        )
     (latent_dim,) = model.manifest.noise.shape
     for position, latent in enumerate(latents):
         if len(latent) != latent_dim:

@@ -75,6 +75,36 @@ def latent_generator(channels: int, gain: float = 1.0) -> str:
     }}"""
 
 
+def class_generator(num_classes: int) -> str:
+    """Return sigmoid(noise · weight + the class's own picture); every class looks different."""
+    size = HEIGHT * WIDTH
+    weight, classes = np.random.default_rng(0).normal(size=(2, max(LATENT_DIM, num_classes), size))
+    return f"""
+    generate (float[N, {LATENT_DIM}] noise, int64[N] label)
+            => (float[N, 1, {HEIGHT}, {WIDTH}] image) {{
+        weight = {constant(weight[:LATENT_DIM])}
+        classes = {constant(classes[:num_classes])}
+        of_noise = MatMul (noise, weight)
+        of_class = Gather <axis = 0> (classes, label)
+        logits = Add (of_noise, of_class)
+        probs = Sigmoid (logits)
+        shape = Constant <value_ints = [-1, 1, {HEIGHT}, {WIDTH}]> ()
+        image = Reshape (probs, shape)
+    }}"""
+
+
+def class_log_prob() -> str:
+    """Return −label·Σx: no density, but a function of both that is easy to check."""
+    return f"""
+    log_prob (float[N, 1, {HEIGHT}, {WIDTH}] image, int64[N] label) => (float[N] log_prob) {{
+        axes = Constant <value_ints = [1, 2, 3]> ()
+        brightness = ReduceSum <keepdims = 0> (image, axes)
+        number = Cast <to = 1> (label)
+        product = Mul (brightness, number)
+        log_prob = Neg (product)
+    }}"""
+
+
 def binary_generator() -> str:
     """Return independent pixels with a temperature."""
     return f"""
@@ -180,6 +210,7 @@ def write_bundle(
     values: Values = "8-bit",
     prior: Literal["normal", "uniform"] = "normal",
     latent: bool = True,
+    labels: tuple[str, ...] = (),
 ) -> Path:
     """Write a sound bundle.
 
@@ -192,6 +223,7 @@ def write_bundle(
         values: What a pixel can be.
         prior: Of its noise.
         latent: Whether its noise is a latent, or one number per pixel.
+        labels: Its classes.
 
     Returns:
         The bundle's folder.
@@ -202,7 +234,7 @@ def write_bundle(
     noise = Noise(prior=prior, shape=(LATENT_DIM,) if latent else image.shape, latent=latent)
     for role, text in graphs.items():
         write_graph(folder / f"{role}.onnx", text)
-    golden: dict[str, Any] = golden_arrays(folder, list(graphs), noise)
+    golden: dict[str, Any] = golden_arrays(folder, list(graphs), noise, len(labels))
     np.savez(folder / GOLDEN_FILE, **golden)
     (folder / CARD_FILE).write_text(f"# {name}\n")
     (folder / PREVIEW_FILE).write_bytes(b"a picture")
@@ -216,6 +248,7 @@ def write_bundle(
         density="exact" if "log_prob" in graphs else "implicit",
         image=image,
         noise=noise,
+        labels=labels,
         num_parameters=1,
         graphs={role: describe_graph(folder / f"{role}.onnx") for role in graphs},
         files={file: sha256_of(folder / file) for file in files},
@@ -235,12 +268,15 @@ def describe_graph(path: Path) -> Graph:
     )
 
 
-def golden_arrays(folder: Path, roles: list[Role], noise: Noise) -> dict[str, NDArray[Any]]:
+def golden_arrays(
+    folder: Path, roles: list[Role], noise: Noise, num_classes: int
+) -> dict[str, NDArray[Any]]:
     """Run graphs on a few rows and name the arrays as a bundle does."""
     indices = np.arange(NUM_GOLDEN, dtype=np.uint64)
-    inputs = {
+    inputs: dict[str, NDArray[Any]] = {
         "noise": draw(noise.prior, indices * 0, indices, noise.shape),
         "temperature": np.ones(NUM_GOLDEN, np.float32),
+        "label": np.arange(NUM_GOLDEN) % max(num_classes, 1),
     }
     golden: dict[str, NDArray[Any]] = {}
     for role in roles:
