@@ -1,5 +1,6 @@
 """Run the server: `python -m service`."""
 
+import gc
 import logging
 import sys
 
@@ -25,6 +26,8 @@ def main() -> None:
         format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s",
     )
     logging.getLogger("uvicorn.error").name = "server"
+    # Requests make little garbage in cycles: looking for it less often spares some per cent.
+    gc.set_threshold(20_000, 20, 50)
     _print_where_to_click(settings)
     try:
         status = supervise(settings) if settings.num_processes > 1 else _serve_alone(settings)

@@ -127,7 +127,7 @@ class Catalog:
             UnsupportedOperationError: It cannot do this; tells which models can.
         """
         model = self._lookup(reference) if reference else self._default(operation)
-        if operation is not None and operation not in model.manifest.operations:
+        if operation is not None and operation not in model.operations:
             raise self._refusal(model, operation)
         return model
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from service.batcher import Batcher, Rows, Stop, StoppedError
 from service.device import CPU, Device
+from service.images import to_pixels
 from service.manifest import Manifest, Role
 from service.metrics import GraphMetrics
 from service.noise import draw, draw_labels, truncate
@@ -134,8 +135,9 @@ class Graph:
             stop: Ends the run early on request.
 
         Returns:
-            All outputs, the rows in the order of the parts; `noise` too for a generator, and
-            `label` for a class-conditional one.
+            All outputs, the rows in the order of the parts. A generator tells its `noise` and
+            `label` too, and of each `image` whether it `is_finite` (N,) and its grey levels
+            `pixels` as of `to_pixels`: once per batch, which is cheaper than once per call.
         """
         counts = [len(next(iter(part.values()))) for part in parts]
         inputs = {name: self._gather(name, parts, counts) for name in self.session.inputs}
@@ -143,6 +145,9 @@ class Graph:
         if "noise" in inputs:
             told = inputs.keys() & {"noise", LABEL}
             outputs |= {name: inputs[name] for name in told}
+            images = outputs["image"]
+            outputs["is_finite"] = np.isfinite(images).all(axis=(1, 2, 3))
+            outputs["pixels"] = to_pixels(images)
         return outputs
 
     def _gather(self, name: str, parts: Sequence[Rows], counts: Sequence[int]) -> NDArray[Any]:
@@ -169,6 +174,8 @@ class Graph:
         seeds = np.concatenate([part[SEED] for part in named])
         indices = np.concatenate([part[INDEX] for part in named])
         drawn = draw(noise.prior, seeds, indices, noise.shape)
+        if len(named) == len(parts) and not any(TRUNCATION in part for part in parts):
+            return drawn
         pieces, start = [], 0
         for part in parts:
             if SEED not in part:

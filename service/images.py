@@ -40,7 +40,8 @@ def to_pixels(images: FloatArray) -> UInt8Array:
     Returns:
         0…255, shape (N, H, W) for one channel, else (N, H, W, C).
     """
-    levels: UInt8Array = np.rint(images * np.float32(255)).clip(0, 255).astype(np.uint8)
+    with np.errstate(invalid="ignore"):  # what is not a number has no grey level, whoever asks
+        levels: UInt8Array = np.rint(images * np.float32(255)).clip(0, 255).astype(np.uint8)
     return levels[:, 0] if levels.shape[1] == 1 else levels.transpose(0, 2, 3, 1)
 
 

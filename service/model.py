@@ -21,6 +21,10 @@ IntArray = NDArray[np.int64]
 class Model:
     """A bundle in memory.
 
+    Attributes:
+        reference: Name and version, `nade-mnist@1`.
+        operations: What a client can ask of it.
+
     Args:
         manifest: What it is.
         graphs: Its graphs by role.
@@ -31,11 +35,8 @@ class Model:
         self.manifest = manifest
         self.graphs = graphs
         self.folder = folder
-
-    @property
-    def reference(self) -> str:
-        """Name and version, `nade-mnist@1`."""
-        return self.manifest.reference
+        self.reference = manifest.reference
+        self.operations = frozenset(manifest.operations)
 
     @property
     def has_temperature(self) -> bool:
@@ -69,8 +70,8 @@ class Model:
             rows: Either `noise`, or `seed` and `index` of each image; perhaps `temperature`,
                 `known` and `known_mask`. A class-conditional model needs `label` beside `noise`;
                 beside `seed` it may be left out, and is drawn.
-            finish: Makes the answer of `image` (N, C, H, W), its `noise` and, of a
-                class-conditional model, its `label` (N,), in a worker thread.
+            finish: Makes the answer of `image` (N, C, H, W), its grey levels `pixels`, its
+                `noise` and, of a class-conditional model, its `label` (N,), in a worker thread.
             timeout_s: Deadline, queueing included.
 
         Raises:
@@ -79,10 +80,9 @@ class Model:
         graph = self.graphs["generate"]
 
         def check_and_finish(outputs: Rows) -> T:
-            image: FloatArray = outputs["image"]
-            finite = np.isfinite(image).all(axis=(1, 2, 3))
-            if not finite.all():
-                graph.metrics.on_non_finite(int((~finite).sum()))
+            is_finite = outputs["is_finite"]
+            if not is_finite.all():
+                graph.metrics.on_non_finite(int((~is_finite).sum()))
                 raise InferenceFailedError(
                     f"{self.reference} made an image that is not finite; try another seed, and "
                     "report it"

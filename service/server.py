@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.settings import Settings
+from service.transport import Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class Server(uvicorn.Server):
             app,
             host=settings.host,
             port=settings.port,
+            http=Protocol,
+            server_header=False,
             access_log=False,  # the application logs with request ids
             proxy_headers=False,  # nobody asks for the address of a client
             log_config=None,

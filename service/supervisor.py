@@ -7,6 +7,7 @@ is replaced. Whatever has a seed has the same bytes in every child.
 """
 
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -68,8 +69,8 @@ def supervise(settings: Settings) -> int:
         gc.collect()
         gc.freeze()  # the collector would write to, and so copy, memory that the children share
         _wait_for(doorkeeper)
-        with _blocked_signals():
-            return crew.run(app)
+        with _signals() as signals:
+            return crew.run(app, signals)
 
 
 def listen(host: str, port: int, num_processes: int) -> list[list[socket.socket]]:
@@ -126,11 +127,12 @@ class Crew:
         self._positions: dict[int, int] = {}
         self._born: dict[int, float] = {}
 
-    def run(self, app: FastAPI) -> int:
+    def run(self, app: FastAPI, signals: Iterator[int]) -> int:
         """Keep all children alive until a signal, then drain.
 
         Args:
             app: What they serve.
+            signals: Waits for the next signal.
 
         Returns:
             The exit status: 0 if all drained as they should.
@@ -139,13 +141,12 @@ class Crew:
             self._start(app, position)
         status = 0
         while self._positions:
-            number = signal.sigwait(_SIGNALS)
-            if number != signal.SIGCHLD:
+            number = next(signals)
+            if number in _ENDINGS:
                 logger.info("shutting down")
                 self._board.drain()
                 for pid in self._positions:
                     os.kill(pid, number)
-                continue
             for pid, child_status in self._reap():
                 position = self._positions.pop(pid)
                 if self._board.is_draining:
@@ -157,15 +158,19 @@ class Crew:
 
     def fork(self, work: Callable[[], int]) -> int:
         """Run a function in a child, whose exit status it returns; returns the child's id."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return pid
         status = 1
         try:
             os.setpgid(0, 0)  # an interrupt from the terminal reaches the parent alone
+            signal.set_wakeup_fd(-1)
             for number in _ENDINGS:  # until and after the server has handlers of its own
                 signal.signal(number, lambda *_: os._exit(0))
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             reading, writing = self._lifeline
             os.close(writing)
             threading.Thread(target=_end_with_parent, args=(reading,), daemon=True).start()
@@ -222,13 +227,19 @@ def _end_with_parent(lifeline: int) -> None:
 
 
 @contextmanager
-def _blocked_signals() -> Iterator[None]:
-    # Taken by sigwait, one at a time: no handler interrupts the bookkeeping.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+def _signals() -> Iterator[Iterator[int]]:
+    # Not by sigwait: libraries have threads that do not block signals, and would swallow them.
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: None)
     try:
-        yield
+        yield (os.read(reading, 1)[0] for _ in itertools.repeat(None))
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.set_wakeup_fd(-1)
+        os.close(reading)
+        os.close(writing)
 
 
 @contextmanager

@@ -169,7 +169,7 @@ async def _answer(
     def finish(made: Rows) -> bytes:
         if answer_format == "json":
             return _json_answer(model, walk, method, made)
-        return _encode(to_pixels(made["image"]), walk, answer_format)
+        return _encode(made["pixels"], walk, answer_format)
 
     outcome = await model.generate(rows, finish, timeout_s=timeout_s(request, walk.timeout_ms))
     headers = {"X-Model": model.reference, "Server-Timing": server_timing(outcome)}

@@ -25,7 +25,6 @@ from service.images import (
     enlarge,
     grid,
     near_square_columns,
-    to_pixels,
 )
 from service.manifest import Image, Manifest
 from service.model import Model, seeded_rows
@@ -34,6 +33,7 @@ from service.routes.documentation import PICTURES, answers
 from service.routes.endpoint import (
     Endpoint,
     deadline,
+    header,
     json_bytes,
     server_timing,
     service_of,
@@ -136,7 +136,7 @@ class Sampling:
 )
 async def create_sample(request: Request, body: SampleRequest) -> Response:
     """Generate images; the same seed gives the same bytes, whatever else is being served."""
-    accept = request.headers.get("accept")
+    accept = header(request, b"accept")
     sampling = plan(service_of(request), body, body.latents, accept, default="json")
     return await _answer(request, sampling, body)
 
@@ -149,7 +149,7 @@ async def create_sample(request: Request, body: SampleRequest) -> Response:
 )
 async def show_sample(request: Request, query: Annotated[SampleQuery, Query()]) -> Response:
     """Generate images as one picture; cacheable for ever where seed and version are given."""
-    accept = request.headers.get("accept")
+    accept = header(request, b"accept")
     sampling = plan(service_of(request), query, None, accept, default="png")
     headers = cache_headers(query, sampling.model.manifest, sampling.answer_format)
     if is_known_to_client(request, headers):
@@ -253,12 +253,12 @@ def _encoder(sampling: Sampling, query: SampleQuery) -> Callable[[Rows], bytes]:
         case "json":
             return lambda made: _json_answer(sampling, query, made, None)
         case "npy":
-            return lambda made: encode_npy(to_pixels(made["image"]))
+            return lambda made: encode_npy(made["pixels"])
     picture_format: PictureFormat = sampling.answer_format  # type: ignore[assignment]
     columns = query.columns or near_square_columns(sampling.num_images)
 
     def encode(made: Rows) -> bytes:
-        pixels = to_pixels(made["image"])
+        pixels = made["pixels"]
         sheet = pixels[0] if len(pixels) == 1 == columns else grid(pixels, columns)
         return encode_picture(enlarge(sheet, query.scale), picture_format)
 
@@ -270,7 +270,7 @@ def _json_answer(
 ) -> bytes:
     manifest = sampling.model.manifest
     described: list[dict[str, Any]] = []
-    for position, pixels in enumerate(to_pixels(made["image"])):
+    for position, pixels in enumerate(made["pixels"]):
         image: dict[str, Any] = {
             "index": sampling.first_index + position,
             "png": encode_base64(encode_picture(enlarge(pixels, query.scale), "png")),
@@ -310,7 +310,8 @@ def _check_options(service: Service, model: Model, query: SampleQuery) -> None:
 
 
 def _check_size(image: Image, query: SampleQuery, num_images: int, answer_format: str) -> None:
-    _, height, width = (query.scale * size for size in image.shape)
+    _, height, width = image.shape
+    height, width = query.scale * height, query.scale * width
     if answer_format == "json":
         check_size("png", width, height, num_images)
     elif answer_format != "npy":
