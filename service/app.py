@@ -29,7 +29,7 @@ from service.errors import (
 )
 from service.routes import health, interpolate, log_prob, models, sample
 from service.routes.documentation import PROBLEM, Problem
-from service.routes.endpoint import Endpoint, json_bytes
+from service.routes.endpoint import Endpoint, json_bytes, service_of
 from service.service import Service
 from service.settings import Settings
 
@@ -115,7 +115,7 @@ class Application(FastAPI):
         service: Service = self.state.service
         request_id = _request_id(scope)
         scope["app"] = self
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope["state"] = {**scope.get("state", {}), "service": service, "request_id": request_id}
         status, is_answered = 0, False
 
         async def send_with_id(message: Message) -> None:
@@ -233,14 +233,14 @@ if hasattr(os, "register_at_fork"):
 
 async def _render_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
-    request.app.state.service.metrics.on_refusal(error.slug)
+    service_of(request).metrics.on_refusal(error.slug)
     content: dict[str, Any] = {
         "type": error.slug,
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
         "error": error.detail,
-        "request_id": request.state.request_id,
+        "request_id": request.scope["state"]["request_id"],
         **error.extensions,
     }
     return Response(
@@ -264,7 +264,7 @@ async def _render_http_exception(request: Request, error: Exception) -> Response
 
 
 async def _render_bug(request: Request, error: Exception) -> Response:
-    logger.error("request %s failed", request.state.request_id, exc_info=error)
+    logger.error("request %s failed", request.scope["state"]["request_id"], exc_info=error)
     return await _render_problem(request, InferenceFailedError())
 
 

@@ -124,7 +124,8 @@ class Model:
 
 def seeded_rows(seed: int, first_index: int, num_images: int) -> dict[str, NDArray[Any]]:
     """Name the noise of consecutive images of one seed."""
-    return {
-        SEED: np.full(num_images, seed, dtype=np.uint64),
-        INDEX: np.arange(num_images, dtype=np.uint64) + np.uint64(first_index),
-    }
+    seeds = np.empty(num_images, dtype=np.uint64)
+    seeds.fill(seed)
+    indices = np.arange(num_images, dtype=np.uint64)
+    indices += np.uint64(first_index)
+    return {SEED: seeds, INDEX: indices}

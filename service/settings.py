@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         "the CPUs that the server may use.",
     )
     quick_s: float = Field(
-        default=0.01,
+        default=0.025,
         ge=0,
         description="Runs that take less, in seconds, do without a thread of their own.",
     )

@@ -14,6 +14,7 @@ class Queue(Protocol):
     """What workers ask of a batcher; a batch means nothing to them."""
 
     num_queued_rows: int
+    max_batch_rows: int
 
     def num_quick_rows(self, quick_s: float) -> int:
         """Return how many rows run within a time, as far as is known; 0 where it is not known."""
@@ -36,6 +37,9 @@ class Workers:
     where one thread or sibling processes use the cores, else only where there is no other call,
     since they would keep the other cores idle. They pass the long ones that occupy the threads.
 
+    Nobody is waited for, but what has arrived is read before a batch is closed: turns are granted
+    in the first round of the event loop that brings no further call.
+
     Args:
         num_threads: Runs at once.
         quick_s: Longest run on the event loop, in seconds; 0 for none.
@@ -51,6 +55,8 @@ class Workers:
         self._num_threads = num_threads
         self._num_free = num_threads
         self._num_calls = 0
+        self._num_entered = 0
+        self._num_gathered = 0
         self._turns: deque[Queue] = deque()
         self._is_granting = False
         self._idle = asyncio.Event()
@@ -59,6 +65,7 @@ class Workers:
     def enter(self) -> None:
         """Count a call that has been accepted."""
         self._num_calls += 1
+        self._num_entered += 1
         self._idle.clear()
 
     def leave(self) -> None:
@@ -70,10 +77,7 @@ class Workers:
         """Queue a batcher up for a turn."""
         if batcher not in self._turns:
             self._turns.append(batcher)
-        if not self._is_granting:
-            # Not at once: what else arrived in this round of the event loop joins the batch.
-            self._is_granting = True
-            asyncio.get_running_loop().call_soon(self._grant)
+        self._grant_soon()
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run a function on one of the threads, outside of all turns."""
@@ -87,8 +91,21 @@ class Workers:
         """End the threads once their runs have ended."""
         self._executor.shutdown(wait=True)
 
-    def _grant(self) -> None:
+    def _grant_soon(self) -> None:
+        if not self._is_granting:
+            self._is_granting = True
+            asyncio.get_running_loop().call_soon(self._gather)
+
+    def _gather(self) -> None:
         self._is_granting = False
+        is_full = any(queue.num_queued_rows >= queue.max_batch_rows for queue in self._turns)
+        if self._num_gathered == self._num_entered or is_full:
+            self._grant()
+        else:
+            self._num_gathered = self._num_entered
+            self._grant_soon()
+
+    def _grant(self) -> None:
         loop = asyncio.get_running_loop()
         without_thread: deque[Queue] = deque()
         not_done: deque[Queue] = deque()
@@ -106,10 +123,8 @@ class Workers:
             else:
                 without_thread.append(batcher)
         self._turns = without_thread + not_done
-        if not_done and not self._is_granting:
-            # Requests and answers pass between two runs on the event loop.
-            self._is_granting = True
-            loop.call_soon(self._grant)
+        if not_done:
+            self._grant_soon()  # requests and answers pass between two runs on the event loop
 
     def _run_here(self, batcher: Queue, num_rows: int) -> None:
         batch = batcher.next_batch(num_rows)

@@ -31,6 +31,7 @@ from service.model import Model, seeded_rows
 from service.noise import truncate
 from service.routes.documentation import PICTURES, answers
 from service.routes.endpoint import (
+    Answer,
     Endpoint,
     deadline,
     header,
@@ -242,10 +243,10 @@ async def _answer(request: Request, sampling: Sampling, query: SampleQuery) -> R
         shown = await model.generate(sampling.rows, _encoder(sampling, query), timeout_s=limit_s)
         outcomes.append(shown)
         content = shown.value
-    headers = {"X-Model": model.reference, "Server-Timing": server_timing(*outcomes)}
+    headers = {"x-model": model.reference, "server-timing": server_timing(*outcomes)}
     if sampling.seed is not None:
-        headers["X-Seed"] = str(sampling.seed)
-    return Response(content, headers=headers, media_type=MEDIA_TYPES[sampling.answer_format])
+        headers["x-seed"] = str(sampling.seed)
+    return Answer(content, MEDIA_TYPES[sampling.answer_format], headers)
 
 
 def _encoder(sampling: Sampling, query: SampleQuery) -> Callable[[Rows], bytes]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.app import create_app
-from service.errors import ProblemError
+from service.errors import all_problems
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -24,12 +24,7 @@ def settings() -> list[str]:
 
 
 def slugs() -> list[str]:
-    classes, found = [ProblemError], set()
-    while classes:
-        problem = classes.pop()
-        classes.extend(problem.__subclasses__())
-        found |= {vars(problem).get("slug", "")} - {""}
-    return sorted(found)
+    return sorted({problem.slug for problem in all_problems()})
 
 
 def routes() -> list[str]:
@@ -37,7 +32,7 @@ def routes() -> list[str]:
 
 
 def metrics() -> list[str]:
-    return re.findall(r"^# TYPE (\S+)", Metrics().render().decode(), flags=re.MULTILINE)
+    return re.findall(r"^# TYPE (\S+)", Metrics().render(is_ready=True).decode(), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", [*settings(), *slugs(), *metrics()])

@@ -175,6 +175,28 @@ class TestBatching:
         await asyncio.gather(*[call(batcher, value) for value in range(5)])
         assert graph.batch_sizes == [5]
 
+    async def test_calls_that_keep_arriving_are_read_before_the_batch_is_closed(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make()
+        calls = []
+        for value in range(5):  # one in every round of the event loop
+            calls.append(call(batcher, value))
+            await asyncio.sleep(0)
+        await asyncio.gather(*calls)
+        assert graph.batch_sizes == [5]
+
+    async def test_a_full_batch_does_not_wait_for_calls_to_stop_arriving(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        batcher = make(max_batch_rows=2)
+        calls = []
+        while not graph.batches:
+            calls.append(call(batcher, 0))
+            await asyncio.sleep(0)
+            assert len(calls) < 20
+        await asyncio.gather(*calls)
+
     async def test_with_a_wait_a_lone_call_waits_and_a_full_batch_does_not(
         self, graph: FakeGraph, make: Make
     ) -> None:
@@ -596,6 +618,19 @@ class TestQuickRuns:
         await asyncio.gather(*[call(batcher, 1, 2, 3, 4) for _ in range(4)])
         assert threads[0] != here
         await asyncio.to_thread(pair.close)
+
+    async def test_with_siblings_on_the_other_cores_every_quick_run_is_here(
+        self, make: Make
+    ) -> None:
+        here = threading.current_thread().name
+        threads, run = self.named()
+        one_of_many = Workers(2, quick_s=10, has_siblings=True)
+        batcher = make(run=run, on=one_of_many)
+        await call(batcher, 1)
+        threads.clear()
+        await asyncio.gather(*[call(batcher, 1) for _ in range(4)])
+        assert set(threads) == {here}
+        await asyncio.to_thread(one_of_many.close)
 
     async def test_a_quick_batch_has_no_more_rows_than_run_within_the_time(
         self, make: Make
