@@ -97,7 +97,7 @@ def _ours(options: argparse.Namespace) -> dict[str, Any]:
         "PTHETA_LOG_LEVEL": "warning",
         "PTHETA_DRAIN_WINDOW_S": "0",
     }
-    with running(["-m", "service"], OURS, settings) as ready_s:
+    with running(["-m", "service"], OURS, settings) as (ready_s, pid):
         return {
             "ready_s": ready_s,
             "one": _by_clients(OURS, options.gan, options.seconds),
@@ -107,7 +107,7 @@ def _ours(options: argparse.Namespace) -> dict[str, Any]:
             },
             "npy": asdict(_post(options.gan, 64, "npy", 8, options.seconds)),
             "png": asdict(_post(options.gan, 64, "png", 8, options.seconds)),
-            "memory_bytes": memory_bytes("-m service"),
+            "memory_bytes": memory_bytes(pid),
         }
 
 

@@ -3,6 +3,7 @@
 overload  three times the sustainable load for a minute, then the usual again
 soak      mixed load with clients that hang up at random; watches memory, threads and files
 drain     SIGTERM under load, many times: no accepted request lost, exit status 0
+fairness  single GAN images while one client asks for 1,000 autoregressive images in a loop
 """
 
 import argparse
@@ -22,7 +23,11 @@ from typing import Any
 
 import httpx
 
+from benchmarks.load import put_load
+from service.settings import Settings
+
 BASE = "http://127.0.0.1:8903"
+MAX_QUEUE_ROWS = 1024 * Settings().num_processes
 WORK = {"model": "nade-mnist", "n": 64, "format": "npy"}
 MIX: tuple[dict[str, Any], ...] = (
     {"model": "dcgan-fashion", "n": 1, "format": "png"},
@@ -60,7 +65,7 @@ class Tally:
 def main() -> None:
     """Run one command against a server of its own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.endurance", description=__doc__)
-    parser.add_argument("command", choices=["overload", "soak", "drain"])
+    parser.add_argument("command", choices=["overload", "soak", "drain", "fairness"])
     parser.add_argument("--store", default="model_store")
     parser.add_argument("--seconds", type=float, default=None)
     parser.add_argument("--times", type=int, default=50)
@@ -73,6 +78,8 @@ def main() -> None:
     try:
         if options.command == "overload":
             asyncio.run(overload(options.seconds or 60))
+        elif options.command == "fairness":
+            asyncio.run(fairness(options.seconds or 30))
         else:
             asyncio.run(soak(process.pid, options.seconds or 600))
     finally:
@@ -87,7 +94,7 @@ def start_server(store: str) -> "subprocess.Popen[bytes]":
         "PTHETA_MODEL_STORE": store,
         "PTHETA_PORT": port,
         "PTHETA_LOG_LEVEL": "warning",
-        "PTHETA_MAX_QUEUE_ROWS": "1024",
+        "PTHETA_MAX_QUEUE_ROWS": str(MAX_QUEUE_ROWS),
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "service"],
@@ -123,6 +130,27 @@ async def overload(seconds: float) -> None:
             print(
                 f"{name} ({factor} ×): {tally.line()}; queue at most {max(queues, default=0):.0f} "
                 f"rows; refusals without Retry-After {tally.without_retry_after}"
+            )
+
+
+async def fairness(seconds: float) -> None:
+    """Ask for single GAN images (by wrk), alone and beside long generations."""
+    body = '{"model": "dcgan-fashion", "format": "png", "seed": %d}'
+    many = {"model": "nade-mnist", "n": 1000, "format": "npy"}
+    for clients in (1, 16, 64):
+        for beside in (False, True):
+            long = Tally()
+            async with httpx.AsyncClient(base_url=BASE, timeout=60) as client:
+                loop = asyncio.create_task(_repeat(client, many, long)) if beside else None
+                load = await asyncio.to_thread(
+                    put_load, f"{BASE}/sample", body, clients, seconds / 6
+                )
+                if loop is not None:
+                    loop.cancel()
+            print(
+                f"{clients} clients{' beside the loop' if beside else ''}: {load.rate:.0f} "
+                f"answers/s, p50 {1e3 * load.p50:.1f} ms, p99 {1e3 * load.p99:.1f} ms, "
+                f"{load.errors} errors; the loop: {long.line()}"
             )
 
 
@@ -210,6 +238,13 @@ async def _watch_queue(client: httpx.AsyncClient, queues: list[float]) -> None:
         await asyncio.sleep(0.2)
 
 
+async def _repeat(client: httpx.AsyncClient, body: dict[str, Any], tally: Tally) -> None:
+    while True:
+        began = time.monotonic()
+        response = await client.post("/sample", json={**body, "seed": random.getrandbits(40)})
+        tally.note(response, time.monotonic() - began)
+
+
 async def _careless_client(deadline: float, tally: Tally) -> None:
     while time.monotonic() < deadline:
         patience = random.choice((None, None, random.uniform(0.001, 0.1)))
@@ -248,10 +283,19 @@ async def _patient_client(stop: asyncio.Event, tally: Tally) -> None:
 
 
 def _footprint(pid: int) -> tuple[int, int, int]:
-    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    """Return resident bytes, threads and open files of a process and all its descendants."""
+    folder = Path(f"/proc/{pid}")
+    status = (folder / "status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in status)
-    resident = int(fields["VmRSS"].split()[0]) * 1024
-    return resident, int(fields["Threads"]), len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    own = (
+        int(fields["VmRSS"].split()[0]) * 1024,
+        int(fields["Threads"]),
+        len(list((folder / "fd").iterdir())),
+    )
+    children = (folder / f"task/{pid}/children").read_text().split()
+    parts = [own, *(_footprint(int(child)) for child in children)]
+    resident, threads, files = (sum(column) for column in zip(*parts, strict=True))
+    return resident, threads, files
 
 
 def _quantile(values: list[float], share: float) -> float:

@@ -67,8 +67,10 @@ def put_load(url: str, body: str, clients: int, seconds: float) -> Load:
 
 
 @contextmanager
-def running(command: list[str], base: str, settings: Mapping[str, str]) -> Iterator[float]:
-    """Run a server as long as the block lasts; yields the seconds until it was ready."""
+def running(
+    command: list[str], base: str, settings: Mapping[str, str]
+) -> Iterator[tuple[float, int]]:
+    """Run a server as long as the block lasts; yields the seconds until it was ready, its id."""
     began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, *command],
@@ -78,24 +80,22 @@ def running(command: list[str], base: str, settings: Mapping[str, str]) -> Itera
     )
     try:
         _wait_until_ready(process, f"{base}/readyz")
-        yield time.monotonic() - began
+        yield time.monotonic() - began, process.pid
     finally:
         process.terminate()
         process.wait(timeout=30)
 
 
-def memory_bytes(base_command: str) -> int:
-    """Return the proportional set size of all processes whose command line holds a text."""
-    total = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().decode().replace("\0", " ")
-            if base_command in command:
-                lines = (folder / "smaps_rollup").read_text().splitlines()
-                total += sum(1024 * int(x.split()[1]) for x in lines if x.startswith("Pss:"))
-        except OSError:  # the process has ended meanwhile
-            continue
-    return total
+def memory_bytes(pid: int) -> int:
+    """Return the proportional set size of a process and of all its descendants."""
+    folder = Path(f"/proc/{pid}")
+    try:
+        lines = (folder / "smaps_rollup").read_text().splitlines()
+        children = (folder / f"task/{pid}/children").read_text().split()
+    except OSError:  # the process has ended meanwhile
+        return 0
+    own = sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return own + sum(memory_bytes(int(child)) for child in children)
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str) -> None:

@@ -77,6 +77,7 @@ class Session:
         if padding:
             inputs = {name: _repeat_last_row(array, padding) for name, array in inputs.items()}
         options = onnxruntime.RunOptions()
+        options.log_severity_level = 4  # what fails is raised; the runtime need not print it too
         if stop is not None:
             stop.on_request(lambda: setattr(options, "terminate", True))
         try:

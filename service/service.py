@@ -31,7 +31,9 @@ class Service:
         self.settings = settings
         self._board = board or Board()
         num_processes = self._board.num_processes
-        self.workers = Workers(settings.threads, settings.quick_s, has_siblings=num_processes > 1)
+        self.workers = Workers(
+            settings.threads(num_processes), settings.quick_s, has_siblings=num_processes > 1
+        )
         self.metrics = Metrics(num_processes)
         self.catalog = Catalog(
             settings, self.workers, self.metrics, settings.queue_rows(num_processes)

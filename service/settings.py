@@ -1,5 +1,6 @@
 """Settings of the server, from environment variables `PTHETA_*`."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -50,8 +51,8 @@ class Settings(BaseSettings):
     )
     num_threads: PositiveInt | None = Field(
         default=None,
-        description="Long runs at once in each process, one thread each; by default as many as "
-        "the CPUs that the server may use.",
+        description="Long runs at once in each process, one thread each; by default so many that "
+        "all processes together have one per CPU.",
     )
     quick_s: float = Field(
         default=0.025,
@@ -62,7 +63,8 @@ class Settings(BaseSettings):
     max_queue_rows: PositiveInt | None = Field(
         default=None,
         description="Most images that wait per graph, shared evenly by the processes; beyond, "
-        "requests are refused. By default 4096, or PTHETA_MAX_ROWS per process if that is more.",
+        "requests are refused. By default 4096 for each process, or PTHETA_MAX_ROWS if that is "
+        "more.",
     )
     max_wait_s: float = Field(
         default=0.0, ge=0, description="Seconds to gather a batch; 0 never waits for company."
@@ -99,10 +101,9 @@ class Settings(BaseSettings):
             )
         return self
 
-    @property
-    def threads(self) -> int:
-        """Return how many long runs may take place at once in one process."""
-        return self.num_threads or available_cpus()
+    def threads(self, num_processes: int) -> int:
+        """Return how many long runs may take place at once in each of some processes."""
+        return self.num_threads or math.ceil(available_cpus() / num_processes)
 
     @property
     def num_processes(self) -> int:
@@ -117,7 +118,7 @@ class Settings(BaseSettings):
         """Return how many images may wait per graph in each of some processes."""
         if self.max_queue_rows is not None:
             return self.max_queue_rows // num_processes
-        return max(_QUEUE_ROWS // num_processes, self.max_rows)
+        return max(_QUEUE_ROWS, self.max_rows)
 
 
 def available_cpus() -> int:

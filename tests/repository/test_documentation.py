@@ -32,7 +32,9 @@ def routes() -> list[str]:
 
 
 def metrics() -> list[str]:
-    return re.findall(r"^# TYPE (\S+)", Metrics().render(is_ready=True).decode(), flags=re.MULTILINE)
+    return re.findall(
+        r"^# TYPE (\S+)", Metrics().render(is_ready=True).decode(), flags=re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize("name", [*settings(), *slugs(), *metrics()])

@@ -78,7 +78,7 @@ def test_processes_share_the_queue(num_processes: int) -> None:
 
 def test_threads_and_processes_can_be_chosen() -> None:
     settings = Settings(num_threads=3, processes=5)
-    assert (settings.threads, settings.num_processes) == (3, 5)
+    assert (settings.threads(5), settings.num_processes) == (3, 5)
 
 
 def test_a_gpu_is_owned_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,4 +132,5 @@ def test_threads_fit_both_affinity_and_quota(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)), raising=False)
     monkeypatch.setattr(module, "_cgroup_quota", lambda: quota)
     assert available_cpus() == count
-    assert Settings().threads == count
+    assert Settings().threads(1) == count
+    assert Settings().threads(count) == 1
