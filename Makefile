@@ -1,11 +1,13 @@
 # The index of tasks: `make help` lists them.
 #
-# Environments live in .venv/: `service` runs the server, `test` adds what its tests need, `dev`
-# has everything. Each is made when a task first needs it. Options of pip (PIP_INDEX_URL, …) and
-# settings of the server (PTHETA_PORT, …) are taken from the environment or the command line.
+# Environments live in .venv/: `service` runs the server, `test` adds what its tests need, `bench`
+# what draws plots, `dev` has everything. Each is made when a task first needs it. Options of pip
+# (PIP_INDEX_URL, …) and settings of the server (PTHETA_PORT, …) are taken from the environment or
+# the command line.
 
 SERVICE := .venv/service
 TEST := .venv/test
+BENCH := .venv/bench
 DEV := .venv/dev
 LOCKER := .venv/lock
 
@@ -61,8 +63,8 @@ train: $(DEV)/.installed ## Train and publish a recipe: make train MODEL=nade-mn
 	$(DEV)/bin/python -m export publish $(MODEL)
 
 .PHONY: bench
-bench: $(SERVICE)/.installed ## Measure the service into benchmarks/README.md; needs wrk
-	$(SERVICE)/bin/python -m benchmarks
+bench: $(BENCH)/.installed ## Measure the service into benchmarks/README.md; needs wrk
+	$(BENCH)/bin/python -m benchmarks
 
 .PHONY: dev
 dev: $(DEV)/.installed ## Install PyTorch and all tools into .venv/dev
@@ -111,6 +113,10 @@ $(SERVICE)/.installed: requirements.lock
 $(TEST)/.installed: requirements.lock pyproject.toml
 	$(call environment,the service and its tests)
 	$(call install_extra,test)
+
+$(BENCH)/.installed: requirements.lock pyproject.toml
+	$(call environment,the service and what draws plots)
+	$(call install_extra,bench)
 
 $(DEV)/.installed: requirements.lock pyproject.toml
 	$(call environment,torch and all tools, takes minutes)

@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.ceilings import pipeline_rate, pipeline_seconds, raw_rate
-from benchmarks.load import Load, memory_bytes, put_load, running
+from benchmarks.load import Load, memory_bytes, put_arrays, put_load, running
 from benchmarks.report import write_report
-from service.manifest import Role, version_folders
+from service.manifest import Role, read_manifest, version_folders
 from service.settings import available_cpus
 
 OURS, NAIVE = "http://127.0.0.1:8901", "http://127.0.0.1:8902"
@@ -29,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--store", type=Path, default=Path("model_store"))
     parser.add_argument("--gan", default="dcgan-fashion")
+    parser.add_argument("--vae", default="vae-mnist")
     parser.add_argument("--autoregressive", default="nade-mnist")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5)
@@ -45,15 +48,22 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Take the rounds; every figure is the median over them."""
     folders = {name: folder for name, _, folder in version_folders(options.store)}
+    named = (options.gan, options.vae, options.autoregressive)
+    models = [name for name in named if name in folders]
     gan, autoregressive = folders[options.gan], folders[options.autoregressive]
+    graphs: list[tuple[Path, Role]] = [(folders[name], "generate") for name in models]
+    graphs.append((autoregressive, "log_prob"))
     cores = available_cpus()
     rounds = []
     for number in range(options.rounds):
         print(f"round {number + 1} of {options.rounds}")
         rounds.append(
             {
-                "ceilings": _ceilings(gan, autoregressive, options.seconds, cores),
-                "ours": _ours(options),
+                "ceilings": _ceilings(gan, graphs, options.seconds, cores),
+                "ours": _ours(options, models),
+                "processes": {
+                    str(count): _with_processes(options, count) for count in range(1, cores + 1)
+                },
                 "naive": _naive(gan, options.seconds, cores),
             }
         )
@@ -70,13 +80,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _ceilings(gan: Path, autoregressive: Path, seconds: float, cores: int) -> dict[str, Any]:
+def _ceilings(
+    gan: Path, graphs: list[tuple[Path, Role]], seconds: float, cores: int
+) -> dict[str, Any]:
     short = min(seconds, 2)
-    graphs: tuple[tuple[Path, Role], ...] = (
-        (gan, "generate"),
-        (autoregressive, "generate"),
-        (autoregressive, "log_prob"),
-    )
     return {
         "pipeline": {str(n): pipeline_rate(gan, n, short, cores) for n in BATCHES},
         "pipeline_one_core": pipeline_rate(gan, 64, short, 1),
@@ -90,25 +97,49 @@ def _ceilings(gan: Path, autoregressive: Path, seconds: float, cores: int) -> di
     }
 
 
-def _ours(options: argparse.Namespace) -> dict[str, Any]:
-    settings = {
+def _ours(options: argparse.Namespace, models: list[str]) -> dict[str, Any]:
+    with running(["-m", "service"], OURS, _settings(options)) as (ready_s, pid):
+        measured = {
+            "ready_s": ready_s,
+            "idle_bytes": memory_bytes(pid),
+            "one": _by_clients(OURS, options.gan, options.seconds),
+            "many": {
+                model: {str(n): _images(model, n, options.seconds) for n in IMAGES_PER_REQUEST}
+                for model in models
+            },
+            "npy": asdict(_post(options.gan, 64, "npy", 8, options.seconds)),
+            "png": asdict(_post(options.gan, 64, "png", 8, options.seconds)),
+        }
+        measured["memory_bytes"] = memory_bytes(pid)
+        scored = {
+            str(count): _scored(options, count, clients)
+            for count, clients in ((1, 64), (100, 8), (1000, 4))
+        }
+        return measured | {"scored": scored, "scoring_bytes": memory_bytes(pid)}
+
+
+def _with_processes(options: argparse.Namespace, count: int) -> dict[str, Any]:
+    settings = _settings(options) | {"PTHETA_PROCESSES": str(count), "PTHETA_NUM_THREADS": "1"}
+    with running(["-m", "service"], OURS, settings):
+        _post(options.gan, 1, "png", 16, 1)
+        return asdict(_post(options.gan, 1, "png", 64, options.seconds))
+
+
+def _settings(options: argparse.Namespace) -> dict[str, str]:
+    return {
         "PTHETA_MODEL_STORE": str(options.store),
         "PTHETA_PORT": OURS.rpartition(":")[2],
         "PTHETA_LOG_LEVEL": "warning",
         "PTHETA_DRAIN_WINDOW_S": "0",
     }
-    with running(["-m", "service"], OURS, settings) as (ready_s, pid):
-        return {
-            "ready_s": ready_s,
-            "one": _by_clients(OURS, options.gan, options.seconds),
-            "many": {
-                model: {str(n): _images(model, n, options.seconds) for n in IMAGES_PER_REQUEST}
-                for model in (options.gan, options.autoregressive)
-            },
-            "npy": asdict(_post(options.gan, 64, "npy", 8, options.seconds)),
-            "png": asdict(_post(options.gan, 64, "png", 8, options.seconds)),
-            "memory_bytes": memory_bytes(pid),
-        }
+
+
+def _scored(options: argparse.Namespace, num_images: int, clients: int) -> float:
+    manifest = read_manifest(max((options.store / options.autoregressive).glob("[0-9]*")))
+    shape = (num_images, *manifest.image.shape[1:])
+    images = np.random.default_rng(0).integers(0, 2, shape, np.uint8) * np.uint8(255)
+    url = f"{OURS}/log_prob?model={options.autoregressive}&format=npy"
+    return num_images * put_arrays(url, images, clients, options.seconds).rate
 
 
 def _naive(gan: Path, seconds: float, cores: int) -> dict[str, Any]:

@@ -44,11 +44,14 @@ class Tally:
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
     without_retry_after: int = 0
 
     def note(self, response: httpx.Response, seconds: float) -> None:
         """Count an answer."""
         self.seconds.setdefault(response.status_code, []).append(seconds)
+        if response.status_code >= 400:
+            self.refusals[response.json()["type"]] += 1
         if response.status_code == 503 and "retry-after" not in response.headers:
             self.without_retry_after += 1
 
@@ -59,7 +62,9 @@ class Tally:
             f"p99 {1e3 * _quantile(s, 0.99):.1f} ms max {1e3 * max(s):.1f} ms"
             for status, s in sorted(self.seconds.items())
         ]
-        return "; ".join([*parts, f"failures {dict(self.failures)}"])
+        return "; ".join(
+            [*parts, f"refusals {dict(self.refusals)}, failures {dict(self.failures)}"]
+        )
 
 
 def main() -> None:
@@ -182,7 +187,7 @@ async def soak(pid: int, seconds: float) -> None:
 
 async def drain(store: str, times: int) -> None:
     """Send SIGTERM under load; every request that got a connection must be answered."""
-    lost, statuses, exits = 0, Counter[int](), Counter[int]()
+    lost, statuses, refusals, exits = 0, Counter[int](), Counter[str](), Counter[int]()
     for _ in range(times):
         process = start_server(store)
         tally = Tally()
@@ -194,8 +199,12 @@ async def drain(store: str, times: int) -> None:
         stop.set()
         await asyncio.gather(*clients)
         lost += sum(tally.failures.values())
+        refusals += tally.refusals
         statuses.update({status: len(seconds) for status, seconds in tally.seconds.items()})
-    print(f"{times} SIGTERMs: answers {dict(statuses)}, lost {lost}, exit statuses {dict(exits)}")
+    print(
+        f"{times} SIGTERMs: answers {dict(statuses)}, refusals "
+        f"{dict(refusals)}, lost {lost}, exit statuses {dict(exits)}"
+    )
 
 
 async def _sustainable(client: httpx.AsyncClient) -> float:

@@ -12,15 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# A fresh seed in every request, and a report that can be parsed.
+import numpy as np
+from numpy.typing import NDArray
+
+# With a report that can be parsed.
 _SCRIPT = """
 local count = 0
 wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-request = function()
-  count = count + 1
-  return wrk.format(nil, nil, nil, string.format(%BODY%, count))
-end
+%REQUEST%
 done = function(summary, latency, requests)
   local e = summary.errors
   io.write(string.format(
@@ -29,6 +28,19 @@ done = function(summary, latency, requests)
     latency:percentile(50) / 1e6, latency:percentile(99) / 1e6,
     e.connect + e.read + e.write + e.status + e.timeout))
 end
+"""
+
+
+_FRESH_SEED = """
+wrk.headers["Content-Type"] = "application/json"
+request = function()
+  count = count + 1
+  return wrk.format(nil, nil, nil, string.format(%BODY%, count))
+end
+"""
+_SAME_FILE = """
+wrk.headers["Content-Type"] = "application/x-npy"
+wrk.body = io.open(%PATH%, "rb"):read("*a")
 """
 
 
@@ -58,8 +70,28 @@ def put_load(url: str, body: str, clients: int, seconds: float) -> Load:
         clients: Connections that are kept alive.
         seconds: Duration; wrk takes whole ones.
     """
+    return _wrk(url, _FRESH_SEED.replace("%BODY%", json.dumps(body)), clients, seconds)
+
+
+def put_arrays(url: str, images: NDArray[np.uint8], clients: int, seconds: float) -> Load:
+    """Let clients send the same images again and again, as npy.
+
+    Args:
+        url: Where to POST, on this machine.
+        images: Shape (N, H, W).
+        clients: Connections that are kept alive.
+        seconds: Duration; wrk takes whole ones.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+        np.save(file, images)
+        file.flush()
+        script = _SAME_FILE.replace("%PATH%", json.dumps(file.name))
+        return _wrk(url, script, clients, seconds)
+
+
+def _wrk(url: str, request: str, clients: int, seconds: float) -> Load:
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(_SCRIPT.replace("%BODY%", json.dumps(body)))
+        script.write(_SCRIPT.replace("%REQUEST%", request))
         script.flush()
         command = ["wrk", "-t1", f"-c{clients}", f"-d{round(seconds)}s", "-s", script.name]
         answer = subprocess.run([*command, url], capture_output=True, text=True, check=True)
