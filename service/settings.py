@@ -101,6 +101,17 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _processes_are_possible(self) -> Self:
+        if self.num_processes > 1 and not hasattr(os, "fork"):
+            raise ValueError("PTHETA_PROCESSES must be 1: this system cannot fork")
+        if self.num_processes > 1 and may_use_gpu(self.device):
+            raise ValueError(
+                "PTHETA_PROCESSES must be 1 where a GPU is used, which one process owns; or set "
+                "PTHETA_DEVICE to cpu"
+            )
+        return self
+
     def threads(self, num_processes: int) -> int:
         """Return how many long runs may take place at once in each of some processes."""
         return self.num_threads or math.ceil(available_cpus() / num_processes)

@@ -85,10 +85,20 @@ def test_a_gpu_is_owned_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "available_cpus", lambda: 8)
     monkeypatch.setattr(module, "may_use_gpu", lambda device: device != "cpu")
     assert Settings(device="cuda").num_processes == 1
+    with pytest.raises(ValidationError, match="one process owns"):
+        Settings(device="cuda", processes=2)
     monkeypatch.setattr(module.sys, "platform", "linux")
     assert Settings(device="cpu").num_processes == 8
     monkeypatch.setattr(module.sys, "platform", "darwin")
     assert Settings(device="cpu").num_processes == 1
+
+
+def test_without_fork_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "fork", raising=False)
+    monkeypatch.setattr(module.sys, "platform", "win32")
+    assert Settings().num_processes == 1
+    with pytest.raises(ValidationError, match="cannot fork"):
+        Settings(processes=2)
 
 
 def write_quota(root: Path, version: int, quota: str) -> Path:
