@@ -163,6 +163,12 @@ class Manifest(Document):
             raise ValueError(f"density {self.density!r} does not fit graphs {sorted(self.graphs)}")
         return self
 
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"two classes share a name: {', '.join(self.labels)}")
+        return self
+
     @property
     def operations(self) -> tuple[Operation, ...]:
         """What the graphs allow a client to ask for."""

@@ -116,6 +116,12 @@ def test_operations_follow_from_the_graphs(
     assert read_manifest(tiny_store / name / "1").operations == operations
 
 
+def test_no_two_classes_share_a_name(content: Content) -> None:
+    content["labels"] = ["cat", "dog", "cat"]
+    with pytest.raises(ValidationError, match="two classes share a name: cat, dog, cat"):
+        Manifest.model_validate_json(json.dumps(content))
+
+
 def test_dims_are_counted_with_channels() -> None:
     assert Image(shape=(3, 4, 8), values="8-bit").num_dims == 96
 
