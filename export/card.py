@@ -207,12 +207,13 @@ def _use(manifest: Manifest, graphs: Mapping[Role, Graph]) -> str:
     inputs = [f'    "noise": {draw_noise[manifest.noise.prior]}.astype(np.float32),']
     inputs += [f'    "{name}": {neutral[name]},' for name in names]
     body = "\n".join(inputs)
+    label = "&labels=0" if manifest.labels else ""
     return f"""## Use
 
 From the service:
 
 ```sh
-curl "http://localhost:8000/sample?model={manifest.reference}&n=64&seed=0" --output samples.png
+curl "http://localhost:8000/sample?model={manifest.reference}&n=64&seed=0{label}" -o samples.png
 ```
 
 Without it, by ONNX Runtime and NumPy alone:
