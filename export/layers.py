@@ -80,6 +80,18 @@ def score_binary(values: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     return filled.sum(dim=1), _cut(filled, values)
 
 
+def sum_rows(rows: Tensor) -> Tensor:
+    """Sum over the last axis, in a graph with the same bits in every batch."""
+    return _filled(rows, 0.0).sum(dim=-1)
+
+
+def log_mean_exp(rows: Tensor) -> Tensor:
+    """Return log 1/K Σ_k exp(row_k), (N, K) -> (N,), without overflow."""
+    largest = rows.amax(dim=1, keepdim=True)
+    total = torch.exp(rows - largest).sum(dim=1, keepdim=True)
+    return (largest + torch.log(total / rows.shape[1]))[:, 0]
+
+
 def _filled(rows: Tensor, value: float) -> Tensor:
     missing = -rows.shape[-1] % _ROW_MULTIPLE
     return functional.pad(rows, (0, missing), value=value) if missing else rows
