@@ -207,11 +207,15 @@ def _use_log_prob(manifest: Manifest) -> str:
     if "log_prob" not in manifest.graphs:
         return ""
     label = f', "label": np.arange(16) % {len(manifest.labels)}' if manifest.labels else ""
-    inputs = f'{{"image": images{label}}}'
+    noise, comment = "", "(16,), nats"
+    if manifest.density == "bound":
+        noise = f', "noise": rng.standard_normal((16, 50, {manifest.noise.shape[0]}), np.float32)'
+        comment = "(16,), nats: the bound of 50 importance samples"
+    inputs = f'{{"image": images{label}{noise}}}'
     return f"""
 ```python
 score = onnxruntime.InferenceSession("log_prob.onnx")
-(log_prob,) = score.run(["log_prob"], {inputs})  # (16,), nats
+(log_prob,) = score.run(["log_prob"], {inputs})  # {comment}
 ```
 """
 

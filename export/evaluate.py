@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from export.bounds import NUM_SAMPLES, both_bounds, predicted_classes, protocol_of_samples
 from export.convert import BUNDLE_FOLDER
 from export.data import Images, load_split
 from export.graph import FloatArray, Graph, Tensors
@@ -21,6 +22,8 @@ from service.manifest import Metric
 
 METRICS_FILE = "metrics.json"
 NUM_COMPARED = 1000
+NUM_CLASSIFIED = 2000
+NUM_CLASSIFYING_SAMPLES = 10
 DISTANCE_UNIT = "L2 distance of pixels in [0, 1]"
 
 _TIMEOUT_S = 300
@@ -30,7 +33,9 @@ _CHUNK = 1000
 def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
     """Measure the converted model of a run and write the figures beside its graphs.
 
-    Models with a density: `nll` and `bits_per_dim` of the whole test part. Others:
+    Models with an exact density: `nll` and `bits_per_dim` of the whole test part. With a bound:
+    `nll_elbo`, `nll_iwae` and `bits_per_dim`, whose protocols tell K; class-conditional ones also
+    `bayes_accuracy`. Others:
     `nearest_train_distance` of samples, next to the same figure of test images; were samples
     copies of training images, theirs would be far smaller.
 
@@ -43,8 +48,11 @@ def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
     path = bundle / "log_prob.onnx"
     if path.is_file():
         graph = Graph(path, recipe.max_batch_rows)
-        log_prob = test_log_prob(graph, split.test)
-        metrics = density_metrics(log_prob, split.test, recipe.protocol)
+        if "noise" in graph.inputs:
+            metrics = bound_metrics(graph, split.test, recipe.protocol)
+        else:
+            log_prob = test_log_prob(graph, split.test)
+            metrics = density_metrics(log_prob, split.test, recipe.protocol)
     else:
         generate = Graph(bundle / "generate.onnx", recipe.max_batch_rows)
         model = new_model(recipe, split)
@@ -96,9 +104,45 @@ def density_metrics(
         The mean negative log-likelihood in nats per image, and in bits per dim.
     """
     nll = mean_metric("nll", -log_prob, "nats", protocol)
-    nats_per_bit_per_dim = math.prod(images.pixels.shape[1:]) * math.log(2)
-    bits = mean_metric("bits_per_dim", -log_prob / nats_per_bit_per_dim, "bits per dim", protocol)
-    return nll, bits
+    return nll, bits_metric(log_prob, images, protocol)
+
+
+def bound_metrics(
+    graph: Graph, test: Images, protocol: str, num_samples: int = NUM_SAMPLES
+) -> tuple[Metric, ...]:
+    """Sum up the bounds of test images: the ELBO beside the tightest one that is affordable.
+
+    Args:
+        graph: The log_prob graph.
+        test: The images; conditional models are given their labels.
+        protocol: Name under which the figures are comparable, without K.
+        num_samples: K of the importance-weighted bound.
+    """
+    elbo, iwae = both_bounds(graph, test, num_samples)
+    of_one, of_many = (protocol_of_samples(protocol, k) for k in (1, num_samples))
+    metrics = (
+        mean_metric("nll_iwae", -iwae, "nats", of_many),
+        mean_metric("nll_elbo", -elbo, "nats", of_one),
+        bits_metric(iwae, test, of_many),
+    )
+    if "label" not in graph.inputs:
+        return metrics
+    some = test[:NUM_CLASSIFIED]
+    num_classes = int(test.labels.max()) + 1
+    predicted = predicted_classes(graph, some, num_classes, NUM_CLASSIFYING_SAMPLES)
+    accuracy = mean_metric(
+        "bayes_accuracy",
+        (predicted == some.labels).astype(np.float64),
+        "share of images",
+        protocol_of_samples(protocol, NUM_CLASSIFYING_SAMPLES),
+    )
+    return *metrics, accuracy
+
+
+def bits_metric(log_prob: NDArray[np.floating], images: Images, protocol: str) -> Metric:
+    """Tell log-likelihoods in bits per dim: −log_prob / (num_dims · ln 2)."""
+    nats_per_bit = math.prod(images.pixels.shape[1:]) * math.log(2)
+    return mean_metric("bits_per_dim", -log_prob / nats_per_bit, "bits per dim", protocol)
 
 
 def copying_metrics(

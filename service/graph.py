@@ -115,7 +115,7 @@ class Graph:
     ) -> None:
         self.session = session
         self.metrics = metrics
-        self._manifest = manifest
+        self.manifest = manifest
         self.batcher = Batcher(
             self.run,
             workers,
@@ -154,7 +154,7 @@ class Graph:
         if name == LABEL:
             return self._draw_labels(parts)
         neutral = NEUTRAL_INPUTS[name]
-        shape = () if name == "temperature" else self._manifest.image.shape
+        shape = () if name == "temperature" else self.manifest.image.shape
         gathered = np.full((sum(counts), *shape), neutral, dtype=np.float32)
         start = 0
         for part, count in zip(parts, counts, strict=True):
@@ -164,7 +164,7 @@ class Graph:
         return gathered
 
     def _draw_noise(self, parts: Sequence[Rows]) -> NDArray[np.float32]:
-        noise = self._manifest.noise
+        noise = self.manifest.noise
         named = [part for part in parts if SEED in part]
         seeds = np.concatenate([part[SEED] for part in named])
         indices = np.concatenate([part[INDEX] for part in named])
@@ -185,7 +185,7 @@ class Graph:
         open_parts = [part for part in parts if LABEL not in part]
         seeds = np.concatenate([part[SEED] for part in open_parts])
         indices = np.concatenate([part[INDEX] for part in open_parts])
-        drawn = iter(draw_labels(seeds, indices, len(self._manifest.labels)))
+        drawn = iter(draw_labels(seeds, indices, len(self.manifest.labels)))
         pieces = [
             part[LABEL] if LABEL in part else np.fromiter(drawn, np.int64, len(part[SEED]))
             for part in parts

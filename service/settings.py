@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.device import DeviceName
+from service.noise import MAX_SAMPLES
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -54,6 +55,12 @@ class Settings(BaseSettings):
         default=4096,
         description="Most images that wait per graph; beyond, requests are refused.",
         validate_default=True,
+    )
+    max_importance_samples: int = Field(
+        default=5000,
+        ge=1,
+        le=MAX_SAMPLES,
+        description="Most importance samples per image, where a likelihood is a bound.",
     )
     max_wait_s: float = Field(
         default=0.0, ge=0, description="Seconds to gather a batch; 0 never waits for company."

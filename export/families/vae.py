@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.layers import log_mean_exp, sum_rows
+from export.layers import exp, log_mean_exp, sum_rows
 from export.likelihoods import Bernoulli, Likelihood
 from export.model import Batch, FamilyConfig, GenerativeModel
 from service.manifest import Image, Noise, Role
@@ -84,7 +84,7 @@ class Model(GenerativeModel):
         return self._log_weights(images, noise, *self.encoder(images))
 
     def _log_weights(self, images: Tensor, noise: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-        scale = torch.exp(log_var / 2)
+        scale = exp(log_var / 2)
         latent = mean[:, None] + scale[:, None] * noise
         # The normalizing constants of p(z) and q(z|x) cancel.
         log_ratio = sum_rows(noise.square() - latent.square() + log_var[:, None]) / 2
