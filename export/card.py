@@ -153,7 +153,7 @@ Left: {shown}. Right: the same noise after 0 to {film[-1]:,} batches of training
 | family | `{manifest.family}` |
 | density | {_DENSITIES[manifest.density]} |
 | noise | {noise.prior}, shape {tuple(noise.shape)}{", a latent" if noise.latent else ""} |
-{_classes(manifest)}| parameters | {manifest.num_parameters:,} |
+{_classes(manifest)}{_shown(manifest)}| parameters | {manifest.num_parameters:,} |
 | can | {", ".join(manifest.operations)} |
 
 {background.family}"""
@@ -162,6 +162,12 @@ Left: {shown}. Right: the same noise after 0 to {film[-1]:,} batches of training
 def _classes(manifest: Manifest) -> str:
     numbered = ", ".join(f"{number} {name}" for number, name in enumerate(manifest.labels))
     return f"| classes | {numbered} |\n" if numbered else ""
+
+
+def _shown(manifest: Manifest) -> str:
+    if manifest.density != "bound":
+        return ""
+    return "| an image is | the mean of p(image given latent), not a draw from it |\n"
 
 
 def _use(manifest: Manifest, graphs: Mapping[Role, Graph]) -> str:
@@ -223,8 +229,9 @@ score = onnxruntime.InferenceSession("log_prob.onnx")
 def _metrics(manifest: Manifest, background: Background) -> str:
     rows = "\n".join(_metric_row(metric) for metric in manifest.metrics)
     initial = background.initial_nll
+    figure = "negative bound" if manifest.density == "bound" else "`nll`"
     step_0 = (
-        f"\n\nBefore the first step of training the `nll` was {initial:.1f} nats."
+        f"\n\nBefore the first step of training the {figure} was {initial:.1f} nats."
         if initial is not None
         else ""
     )

@@ -37,6 +37,7 @@ _FOREIGN_WARNINGS = (
 
 MODELS: dict[str, dict[str, Any]] = {
     "nade": {"hidden": 20},
+    "vae": {"latent_dim": 4, "hidden": 16, "encoder_channels": [4], "decoder_channels": [4]},
     "dcgan": {"latent_dim": 4, "generator_channels": [8, 4], "discriminator_channels": [4, 8]},
 }
 

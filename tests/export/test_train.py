@@ -27,6 +27,7 @@ EPOCHS = 3
 TRAININGS: dict[str, dict[str, Any]] = {
     "nade": {"ema_decay": 0.9, "schedule": "cosine", "warmup_steps": 3, "gradient_clip": 5.0},
     "dcgan": {"ema_decay": 0.9, "betas": [0.5, 0.999]},
+    "vae": {"ema_decay": 0.9, "schedule": "cosine"},
     "markov": {},
 }
 
