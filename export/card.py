@@ -25,7 +25,7 @@ _FRAME_S, _LAST_FRAME_S = 0.2, 2.0
 
 _DENSITIES = {
     "exact": "exact: the log-likelihood of any image is computed, not estimated",
-    "bound": "a lower bound: log-likelihoods are never overstated",
+    "bound": "a lower bound: over the draws of its noise, log-likelihoods are not overstated",
     "implicit": "implicit: the model draws images, but cannot say how likely one is",
 }
 _LIMITS = {
@@ -213,15 +213,18 @@ def _use_log_prob(manifest: Manifest) -> str:
     if "log_prob" not in manifest.graphs:
         return ""
     label = f', "label": np.arange(16) % {len(manifest.labels)}' if manifest.labels else ""
-    noise, comment = "", "(16,), nats"
+    image, noise, more = "images", "", ""
     if manifest.density == "bound":
-        noise = f', "noise": rng.standard_normal((16, 50, {manifest.noise.shape[0]}), np.float32)'
-        comment = "(16,), nats: the bound of 50 importance samples"
-    inputs = f'{{"image": images{label}{noise}}}'
+        shape = (16, 50, *manifest.noise.shape)
+        noise = f"noise = rng.standard_normal({shape}, np.float32)  # 50 importance samples\n"
+        more = ', "noise": noise'
+        if manifest.image.values == "binary":
+            image = "(images > 0.5).astype(np.float32)"
+    inputs = f'{{"image": {image}{more}{label}}}'
     return f"""
 ```python
 score = onnxruntime.InferenceSession("log_prob.onnx")
-(log_prob,) = score.run(["log_prob"], {inputs})  # {comment}
+{noise}(log_prob,) = score.run(["log_prob"], {inputs})  # (16,), nats
 ```
 """
 

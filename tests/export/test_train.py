@@ -55,7 +55,7 @@ train(recipe, Path(sys.argv[2]))
 """
 
 
-@pytest.fixture(params=["nade", "dcgan"])
+@pytest.fixture(params=["nade", "dcgan", "vae"])
 def recipe(request: pytest.FixtureRequest, make_recipe: Any) -> Recipe:
     training = {"epochs": EPOCHS, **TRAININGS[request.param]}
     recipe: Recipe = make_recipe(request.param, training=training)
