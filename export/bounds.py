@@ -11,7 +11,7 @@ from export.graph import Graph
 from service.noise import draw_importance
 from service.scoring import log_mean_exp
 
-NUM_SAMPLES = 1000
+NUM_IMPORTANCE_SAMPLES = 1000
 
 FloatArray = NDArray[np.float64]
 

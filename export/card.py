@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from export.graph import Graph
+from export.data import Images
+from export.evaluate import nearest_training_images
+from export.graph import FloatArray, Graph
 from export.model import GenerativeModel
 from export.recipe import FilmConfig
 from export.train import FILM_ARRAYS_FILE, read_run
@@ -18,7 +21,10 @@ from service.images import encode_animation, encode_picture, enlarge, grid, to_p
 from service.manifest import FILM_FILE, GOLDEN_FILE, PREVIEW_FILE, Manifest, Metric, Role
 
 PREVIEW_ROWS = PREVIEW_COLUMNS = 8
+NEAREST_FILE = "nearest.png"
+
 _MAX_PREVIEW_COLUMNS = 16
+_NUM_NEAREST = 20
 
 _SCALE = 2
 _FRAME_S, _LAST_FRAME_S = 0.2, 2.0
@@ -47,12 +53,14 @@ class Background:
         family: The family's own words: formula and source.
         finished: Whether training came to its end.
         initial_nll: Test NLL before the first step, in nats; None for an implicit density.
+        discriminator_loss: Mean over the last epoch, in nats; None without a discriminator.
         film_batches: After how many batches of training each frame of the film was drawn.
     """
 
     family: str
     finished: bool
     initial_nll: float | None
+    discriminator_loss: float | None
     film_batches: tuple[int, ...]
 
 
@@ -67,6 +75,7 @@ def read_background(family: str, run: Path) -> Background:
         family="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs),
         finished=about["finished"],
         initial_nll=about["initial_nll"],
+        discriminator_loss=about["last"].get("d_loss_epoch"),
         film_batches=film_batches,
     )
 
@@ -82,11 +91,29 @@ def preview_columns(num_classes: int) -> int:
 
 def draw_preview(generate: Graph, model: GenerativeModel) -> bytes:
     """Draw the first images of seed 0 as one PNG; of a conditional model, the classes in turn."""
-    num_classes = model.num_classes if model.is_conditional else 0
-    columns = preview_columns(num_classes)
-    inputs = generate.neutral_inputs(model.noise.prior, PREVIEW_ROWS * columns, num_classes)
-    picture = grid(to_pixels(generate(inputs)["image"]), columns)
-    return encode_picture(enlarge(picture, _SCALE), "png")
+    columns = preview_columns(model.num_classes if model.is_conditional else 0)
+    samples = _first_samples(generate, model, PREVIEW_ROWS * columns)
+    return _encode_grid(samples, columns)
+
+
+def draw_nearest(generate: Graph, model: GenerativeModel, train: Images) -> bytes:
+    """Draw the first images of seed 0, each above the training image nearest to it, as one PNG."""
+    samples = _first_samples(generate, model, _NUM_NEAREST)
+    _, numbers = nearest_training_images(samples, train)
+    nearest = Images(train.pixels[numbers], train.labels[numbers]).values
+    half = _NUM_NEAREST // 2
+    rows = (samples[:half], nearest[:half], samples[half:], nearest[half:])
+    return _encode_grid(np.concatenate(rows), half)
+
+
+def _first_samples(generate: Graph, model: GenerativeModel, num_images: int) -> FloatArray:
+    inputs = generate.neutral_inputs(model.noise.prior, num_images, model.num_classes)
+    samples: FloatArray = generate(inputs)["image"]
+    return samples
+
+
+def _encode_grid(images: FloatArray, columns: int) -> bytes:
+    return encode_picture(enlarge(grid(to_pixels(images), columns), _SCALE), "png")
 
 
 def draw_film(run: Path, config: FilmConfig) -> bytes:
@@ -186,12 +213,13 @@ def _use(manifest: Manifest, graphs: Mapping[Role, Graph]) -> str:
     inputs = [f'    "noise": {draw_noise[manifest.noise.prior]}.astype(np.float32),']
     inputs += [f'    "{name}": {neutral[name]},' for name in names]
     body = "\n".join(inputs)
+    label = "&labels=0" if manifest.labels else ""
     return f"""## Use
 
 From the service:
 
 ```sh
-curl "http://localhost:8000/sample?model={manifest.reference}&n=64&seed=0" --output samples.png
+curl "http://localhost:8000/sample?model={manifest.reference}&n=64&seed=0{label}" -o samples.png
 ```
 
 Without it, by ONNX Runtime and NumPy alone:
@@ -245,7 +273,39 @@ def _metrics(manifest: Manifest, background: Background) -> str:
 {rows}
 
 Measured through the graphs of this bundle by ONNX Runtime, on images that training never saw \
-where the figure is one of test images.{step_0}"""
+where the figure is one of test images.{step_0}{_frechet(manifest)}{_adversary(background)}\
+{_nearest(manifest)}"""
+
+
+def _frechet(manifest: Manifest) -> str:
+    if not any(metric.name.startswith("frechet_lenet") for metric in manifest.metrics):
+        return ""
+    return """
+
+`frechet_lenet_…` is the Fréchet distance of features of a small classifier of this project, named \
+by the hash of its file (`export/classifiers/`). It is no FID, and comparable only under the same \
+hash and counts; `…_of_train`, training images against test images, is the floor."""
+
+
+def _adversary(background: Background) -> str:
+    loss = background.discriminator_loss
+    if loss is None:
+        return ""
+    return f"""
+
+In the last epoch the discriminator's loss was {loss:.3f} nats on average. If it could not tell \
+the generator's images from training images, it would be 2·ln 2 = {2 * math.log(2):.3f}."""
+
+
+def _nearest(manifest: Manifest) -> str:
+    if NEAREST_FILE not in manifest.files:
+        return ""
+    return f"""
+
+![Generated images above the training images nearest to them]({NEAREST_FILE})
+
+The first {_NUM_NEAREST} images of seed 0, each above the training image nearest to it in L2 \
+distance of pixels."""
 
 
 def _metric_row(metric: Metric) -> str:

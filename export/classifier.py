@@ -136,6 +136,8 @@ class Classifier:
 
     def __init__(self, name: str, folder: Path = CLASSIFIERS) -> None:
         path = folder / f"{name}.onnx"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: run `python -m export classifier {name}`")
         self._graph = Graph(path, _MAX_BATCH_ROWS)
         content = path.with_suffix(".json").read_bytes()
         self.report = Report.model_validate_json(content)
@@ -188,6 +190,7 @@ def make_classifier(recipe: ClassifierRecipe, folder: Path = CLASSIFIERS) -> Rep
     Raises:
         FileNotFoundError: The data is missing.
     """
+    about = provenance()  # of the code as it is now, which may be edited while it trains
     split = load_split(recipe.data)
     torch.manual_seed(recipe.training.seed)
     num_classes = len(split.classes)
@@ -200,7 +203,6 @@ def make_classifier(recipe: ClassifierRecipe, folder: Path = CLASSIFIERS) -> Rep
     check_graph(path, module, examples)
     graph = Graph(path, _MAX_BATCH_ROWS)
     accuracy = accuracy_of(graph, split.test)
-    about = provenance()
     report = Report(
         name=recipe.name,
         sha256=sha256_of(path),

@@ -11,10 +11,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bounds import NUM_SAMPLES, both_bounds, predicted_classes, protocol_of_samples
+from export.bounds import (
+    NUM_IMPORTANCE_SAMPLES,
+    both_bounds,
+    predicted_classes,
+    protocol_of_samples,
+)
+from export.classifier import classifier_for
 from export.convert import BUNDLE_FOLDER
-from export.data import Images, load_split
+from export.data import Images, Split, load_split
 from export.graph import FloatArray, Graph, Tensors
+from export.quality import NUM_SAMPLES, quality_metrics
 from export.recipe import Recipe
 from export.train import new_model
 from service.images import decode_npy, encode_npy, to_pixels
@@ -35,9 +42,8 @@ def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
 
     Models with an exact density: `nll` and `bits_per_dim` of the whole test part. With a bound:
     `nll_elbo`, `nll_iwae` and `bits_per_dim`, whose protocols tell K; class-conditional ones also
-    `bayes_accuracy`. Others:
-    `nearest_train_distance` of samples, next to the same figure of test images; were samples
-    copies of training images, theirs would be far smaller.
+    `bayes_accuracy`. Others: how near the samples come to training images, and what the frozen
+    classifier of the data set, if there is one, sees in them (`export.quality`).
 
     Raises:
         FileNotFoundError: The run is not converted, or the data is missing.
@@ -51,14 +57,10 @@ def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
         if "noise" in graph.inputs:
             metrics = bound_metrics(graph, split.test, recipe.protocol)
         else:
-            log_prob = test_log_prob(graph, split.test)
+            log_prob = score_test_part(graph, split.test)
             metrics = density_metrics(log_prob, split.test, recipe.protocol)
     else:
-        generate = Graph(bundle / "generate.onnx", recipe.max_batch_rows)
-        model = new_model(recipe, split)
-        inputs = generate.neutral_inputs(model.noise.prior, NUM_COMPARED, model.num_classes)
-        samples = generate(inputs)["image"]
-        metrics = copying_metrics(samples, split.train, split.test, recipe.protocol)
+        metrics = sample_metrics(recipe, split, bundle / "generate.onnx")
     text = json.dumps([metric.model_dump() for metric in metrics], indent=2)
     (bundle / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
     return metrics
@@ -76,7 +78,24 @@ def read_metrics(bundle: Path) -> tuple[Metric, ...]:
     return tuple(Metric.model_validate(fields) for fields in json.loads(path.read_bytes()))
 
 
-def test_log_prob(graph: Graph, test: Images) -> NDArray[np.floating]:
+def sample_metrics(recipe: Recipe, split: Split, path: Path) -> tuple[Metric, ...]:
+    """Measure the samples of seed 0, indices from 0 on; of a conditional model, classes in turn."""
+    generate = Graph(path, recipe.max_batch_rows)
+    model = new_model(recipe, split)
+    protocol = recipe.protocol
+    classifier = classifier_for(recipe.data.source) if recipe.data.binarization == "none" else None
+    num_samples = NUM_SAMPLES if classifier else NUM_COMPARED
+    inputs = generate.neutral_inputs(model.noise.prior, num_samples, model.num_classes)
+    samples = generate(inputs)["image"]
+    copying = copying_metrics(samples[:NUM_COMPARED], split.train, split.test, protocol)
+    if classifier is None:
+        return copying
+    asked = inputs.get("label")
+    quality = quality_metrics(samples, asked, classifier, split.train, split.test, protocol)
+    return *quality, *copying
+
+
+def score_test_part(graph: Graph, test: Images) -> NDArray[np.floating]:
     """Score the test images in nats, given their own labels where the model is conditional.
 
     Returns:
@@ -108,7 +127,7 @@ def density_metrics(
 
 
 def bound_metrics(
-    graph: Graph, test: Images, protocol: str, num_samples: int = NUM_SAMPLES
+    graph: Graph, test: Images, protocol: str, num_samples: int = NUM_IMPORTANCE_SAMPLES
 ) -> tuple[Metric, ...]:
     """Sum up the bounds of test images: the ELBO beside the tightest one that is affordable.
 
@@ -147,36 +166,53 @@ def bits_metric(log_prob: NDArray[np.floating], images: Images, protocol: str) -
 
 def copying_metrics(
     samples: FloatArray, train: Images, test: Images, protocol: str
-) -> tuple[Metric, Metric]:
-    """Compare how near samples and test images lie to the training images."""
-    of_samples = nearest_distances(samples, train)
-    of_test = nearest_distances(test[:NUM_COMPARED].values, train)
+) -> tuple[Metric, ...]:
+    """Compare how near samples and test images lie to the training images.
+
+    Returns:
+        `nearest_train_distance` of samples, the same figure of test images, and the smallest
+        distance of a sample: were samples copies of training images, theirs would be far smaller.
+    """
+    of_samples, _ = nearest_training_images(samples, train)
+    of_test, _ = nearest_training_images(test[:NUM_COMPARED].values, train)
     return (
         mean_metric("nearest_train_distance", of_samples, DISTANCE_UNIT, protocol),
         mean_metric("nearest_train_distance_of_test", of_test, DISTANCE_UNIT, protocol),
+        Metric(
+            name="smallest_train_distance",
+            value=float(of_samples.min()),
+            unit=DISTANCE_UNIT,
+            protocol=protocol,
+            num_images=len(samples),
+        ),
     )
 
 
-def nearest_distances(images: FloatArray, train: Images) -> NDArray[np.float64]:
-    """Return the L2 distance of each image to the nearest training image.
+def nearest_training_images(
+    images: FloatArray, train: Images
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Find the training image nearest to each image.
 
     Args:
         images: Shape (N, C, H, W), in [0, 1].
         train: Training images.
 
     Returns:
-        Shape (N,).
+        The L2 distances, shape (N,), and the numbers of the training images, shape (N,).
     """
     rows = images.reshape(len(images), -1)
     smallest = np.full(len(rows), np.inf, dtype=np.float32)
-    for chunk in _batches(train):
+    numbers = np.zeros(len(rows), dtype=np.int64)
+    for start, chunk in zip(range(0, len(train), _CHUNK), _batches(train), strict=True):
         candidates = chunk.reshape(len(chunk), -1)
         # |a - b|² - |a|² is one matrix product, but rounding spoils small distances: it only
         # finds the nearest one, whose distance is then computed from the difference.
         squared = (candidates**2).sum(axis=1) - 2 * rows @ candidates.T
-        nearest = candidates[squared.argmin(axis=1)]
-        smallest = np.minimum(smallest, np.linalg.norm(rows - nearest, axis=1))
-    return smallest.astype(np.float64)
+        nearest = squared.argmin(axis=1)
+        distances = np.linalg.norm(rows - candidates[nearest], axis=1)
+        numbers = np.where(distances < smallest, start + nearest, numbers)
+        smallest = np.minimum(smallest, distances)
+    return smallest.astype(np.float64), numbers
 
 
 def mean_metric(name: str, values: NDArray[np.floating], unit: str, protocol: str) -> Metric:

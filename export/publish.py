@@ -6,7 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from export.card import draw_film, draw_preview, read_background, render_card
+from export.card import (
+    NEAREST_FILE,
+    draw_film,
+    draw_nearest,
+    draw_preview,
+    read_background,
+    render_card,
+)
 from export.convert import BUNDLE_FOLDER, convert
 from export.data import Split, load_split
 from export.evaluate import METRICS_FILE, evaluate, read_metrics
@@ -33,7 +40,7 @@ from service.manifest import (
 MAX_BUNDLE_BYTES = 12_000_000
 
 _ROLES: tuple[Role, ...] = ("generate", "log_prob", "encode")
-_FILES = (GOLDEN_FILE, CARD_FILE, PREVIEW_FILE, FILM_FILE)
+_FILES = (GOLDEN_FILE, PREVIEW_FILE, FILM_FILE, NEAREST_FILE)
 
 
 def publish(recipe: Recipe, run: Path, store: Path, *, unfinished: bool = False) -> Path:
@@ -65,6 +72,10 @@ def publish(recipe: Recipe, run: Path, store: Path, *, unfinished: bool = False)
     try:
         staging.chmod(0o755)
         _write_arrays(recipe, run, staging, model)
+        if model.density == "implicit":
+            generate = OnnxGraph(staging / "generate.onnx", recipe.max_batch_rows)
+            picture = draw_nearest(generate, model, split.train)
+            (staging / NEAREST_FILE).write_bytes(picture)
         manifest = describe(recipe, run, staging, model, split)
         return _place(manifest, run, staging, store)
     finally:
@@ -189,9 +200,12 @@ def _next_version(store: Path, name: str) -> int:
 
 def _write_card_and_manifest(manifest: Manifest, run: Path, folder: Path) -> None:
     graphs = {role: OnnxGraph(folder / graph.file) for role, graph in manifest.graphs.items()}
-    card = render_card(manifest, graphs, read_background(manifest.family, run))
+    files = [name for name in _FILES if (folder / name).is_file()]
+    hashes = {name: sha256_of(folder / name) for name in files}
+    pictured = manifest.model_copy(update={"files": hashes})
+    card = render_card(pictured, graphs, read_background(manifest.family, run))
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
-    hashes = {name: sha256_of(folder / name) for name in _FILES}
+    hashes[CARD_FILE] = sha256_of(folder / CARD_FILE)
     write_manifest(folder, manifest.model_copy(update={"files": hashes}))
     verify(folder)
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())

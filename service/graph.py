@@ -13,14 +13,14 @@ from service.batcher import Batcher, Rows, Stop, StoppedError
 from service.device import CPU, Device
 from service.manifest import Manifest, Role
 from service.metrics import GraphMetrics
-from service.noise import draw, draw_labels
+from service.noise import draw, draw_labels, truncate
 from service.workers import Workers
 
 SEED, INDEX = "seed", "index"
 """Rows may name their noise by seed and index (both uint64) instead of carrying it."""
 
 TRUNCATION = "truncation"
-"""Rows that name their noise may scale it, (N,)."""
+"""Rows that name their noise may pull it to the centre of the prior, (N,)."""
 
 LABEL = "label"
 """The class of each row, int64; rows that name their noise may leave it to the seed."""
@@ -177,7 +177,7 @@ class Graph:
             piece = drawn[start : start + len(part[SEED])]
             start += len(piece)
             if TRUNCATION in part:
-                piece *= part[TRUNCATION][:, None]
+                piece = truncate(piece, part[TRUNCATION], noise.prior)
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 

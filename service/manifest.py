@@ -168,6 +168,12 @@ class Manifest(Document):
             raise ValueError("a bound draws importance samples of a latent with a normal prior")
         return self
 
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"two classes share a name: {', '.join(self.labels)}")
+        return self
+
     @property
     def operations(self) -> tuple[Operation, ...]:
         """What the graphs allow a client to ask for."""
@@ -210,8 +216,10 @@ def sha256_of(path: Path) -> str:
 
 def version_folders(store: Path) -> list[tuple[str, int, Path]]:
     """List the bundles of a store as (name, version, folder), sorted; other entries are skipped."""
+    # Never into hidden folders: what is being published there may be gone a moment later.
     return sorted(
-        (folder.parent.name, int(folder.name), folder)
-        for folder in store.glob("*/*/")
-        if re.fullmatch(r"[1-9][0-9]*", folder.name) and not folder.parent.name.startswith(".")
+        (model.name, int(folder.name), folder)
+        for model in store.glob("[!.]*/")
+        for folder in model.glob("*/")
+        if re.fullmatch(r"[1-9][0-9]*", folder.name)
     )

@@ -176,6 +176,21 @@ def draw_labels(seeds: UInt64Array, indices: UInt64Array, num_classes: int) -> I
     return (words.astype(np.uint64) * np.uint64(num_classes) >> _WORD).astype(np.int64)
 
 
+def truncate(latents: FloatArray, truncation: float | FloatArray, prior: Prior) -> FloatArray:
+    """Pull latents towards the centre of their prior, 0 or ½.
+
+    Args:
+        latents: Shape (N, D).
+        truncation: t of centre + t·(latent - centre); a number, or one for each row, (N,).
+        prior: What the latents are drawn from.
+    """
+    factors = np.asarray(truncation, dtype=np.float32).reshape(-1, 1)
+    if prior == "normal":
+        return latents * factors
+    centre = np.float32(0.5)
+    return centre + (latents - centre) * factors
+
+
 def uniform(words: UInt32Array) -> FloatArray:
     """Map words to the open interval (0, 1), exactly representable: (⌊w / 2⁹⌋ + ½) / 2²³."""
     return ((words >> np.uint32(9)) + np.float32(0.5)).astype(np.float32) * np.float32(2.0**-23)

@@ -47,7 +47,14 @@ TimeoutMs = Annotated[
     int, Field(gt=0, le=86_400_000, description="Deadline in milliseconds, queueing included.")
 ]
 Scale = Annotated[int, Field(ge=1, le=16, description="Nearest-neighbour enlargement.")]
-Truncation = Annotated[float, Field(gt=0, le=1, description="Latents are multiplied by it.")]
+Truncation = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=1,
+        description="Latents keep this share of their distance to the centre of the prior.",
+    ),
+]
 CommaSeparated = BeforeValidator(_split_commas)
 Unique = AfterValidator(_unique)
 

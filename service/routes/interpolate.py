@@ -24,6 +24,7 @@ from service.images import (
 )
 from service.latents import Method, path_through
 from service.model import Model
+from service.noise import truncate
 from service.routes.anchors import Anchor, check_anchors, latents_of
 from service.routes.documentation import ANIMATIONS, answers
 from service.routes.endpoint import (
@@ -160,7 +161,8 @@ async def _answer(
     limit_s = timeout_s(request, walk.timeout_ms)
     async with deadline(limit_s):
         latents, outcomes = await latents_of(service, model, anchors, number, limit_s)
-        latents *= np.float32(walk.truncation)
+        if walk.truncation != 1:  # else every bit stays
+            latents = truncate(latents, walk.truncation, model.manifest.noise.prior)
         path = path_through(latents, walk.steps, method, loop=walk.loop)
         rows: dict[str, NDArray[Any]] = {"noise": path}
         if number is not None:

@@ -19,6 +19,7 @@ from service.graph import LABEL, TRUNCATION
 from service.images import encode_base64, encode_picture, enlarge, to_pixels
 from service.manifest import Manifest
 from service.model import Model, seeded_rows
+from service.noise import truncate
 from service.routes.documentation import PICTURES, answers
 from service.routes.endpoint import (
     Endpoint,
@@ -178,7 +179,8 @@ def plan(
     if query.labels is not None:
         rows[LABEL] = class_numbers(query.labels, model, num_images)
     if query.truncation != 1 and latents is not None:
-        rows["noise"] = rows["noise"] * np.float32(query.truncation)
+        prior = model.manifest.noise.prior
+        rows["noise"] = truncate(rows["noise"], query.truncation, prior)
     elif query.truncation != 1:
         rows[TRUNCATION] = np.full(num_images, query.truncation, dtype=np.float32)
     if query.temperature != 1:

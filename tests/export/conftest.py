@@ -14,7 +14,9 @@ collect_ignore_glob = [] if find_spec("torch") else ["test_*.py"]
 if find_spec("torch"):
     import torch
 
+    from export.classifier import Classifier, ClassifierRecipe, make_classifier
     from export.convert import convert
+    from export.data import Images, load_split
     from export.evaluate import evaluate
     from export.recipe import Recipe
     from export.train import train
@@ -39,7 +41,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "nade": {"hidden": 20},
     "vae": {"latent_dim": 4, "hidden": 16, "encoder_channels": [4], "decoder_channels": [4]},
     "dcgan": {"latent_dim": 4, "generator_channels": [8, 4], "discriminator_channels": [4, 8]},
+    "cgan": {"latent_dim": 4, "generator_channels": [8, 4], "discriminator_channels": [4, 8]},
+    "gan": {"latent_dim": 4, "generator_hidden": [8, 6], "discriminator_hidden": [8, 4], "r1": 1.0},
 }
+GANS = ("cgan", "dcgan", "gan")
+CLASSES = ("dark", "middling", "bright")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,14 +81,17 @@ def tiny_recipe(source: Path, family: str, **changes: Any) -> "Recipe":
 
 
 def binarization_of(family: str) -> str:
-    return "none" if family == "dcgan" else "fixed"
+    return "none" if family in GANS else "fixed"
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An .npz of 300 images of 8×8."""
+    """An .npz of 300 images of 8×8, in three classes by their brightness."""
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
-    np.savez(path, train_images=correlated_images(300, 8))
+    images = correlated_images(300, 8)
+    brightness = images.mean(axis=(1, 2))
+    labels = np.digitize(brightness, np.quantile(brightness, [1 / 3, 2 / 3]))
+    np.savez(path, train_images=images, train_labels=labels, classes=CLASSES)
     return path
 
 
@@ -92,13 +101,56 @@ def make_recipe(data: Path) -> Callable[..., "Recipe"]:
     return lambda family, **changes: tiny_recipe(data, family, **changes)
 
 
-@pytest.fixture(scope="session", params=["nade", "dcgan"])
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An .npz of 900 noisy bars of 16×16: lying, standing, and none."""
+    path = tmp_path_factory.mktemp("data") / "shapes.npz"
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 120, (900, 16, 16))
+    labels = np.arange(900) % 3
+    for image, label, place in zip(images, labels, rng.integers(2, 12, 900), strict=True):
+        if label < 2:
+            (image if label == 0 else image.T)[place : place + 2] += 120
+    names = ["lying", "standing", "none"]
+    np.savez(path, train_images=images.astype(np.uint8), train_labels=labels, classes=names)
+    return path
+
+
+def classifier_recipe(source: Path) -> "ClassifierRecipe":
+    """Describe a classifier of seconds."""
+    return ClassifierRecipe.model_validate(
+        {
+            "name": "lenet-shapes",
+            "description": "Bars.",
+            "data": {"source": str(source), "test_fraction": 0.3, "num_validation": 50},
+            "model": {"channels": [4, 6], "num_features": 8, "dropout": 0.1},
+            "training": {"epochs": 8, "batch_size": 20, "learning_rate": 5e-3},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def frozen(
+    shapes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple["Classifier", "Images", "Images"]:
+    """A frozen classifier, its training and its test images."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    recipe = classifier_recipe(shapes)
+    make_classifier(recipe, folder)
+    split = load_split(recipe.data)
+    return Classifier(recipe.name, folder), split.train, split.test
+
+
+@pytest.fixture(scope="session", params=["nade", "dcgan", "cgan"])
 def finished_run(
     request: pytest.FixtureRequest,
     make_recipe: Callable[..., "Recipe"],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple["Recipe", Path]:
-    """A trained, converted and evaluated run, with a density and without; not to be changed."""
+    """A trained, converted and evaluated run: with a density, without, and with classes.
+
+    Not to be changed.
+    """
     recipe = make_recipe(request.param)
     run = tmp_path_factory.mktemp("runs") / recipe.name
     train(recipe, run)

@@ -11,8 +11,9 @@ from export.convert import check_graph, convert, export_graph, golden_inputs, re
 from export.data import load_split
 from export.graph import Graph
 from export.recipe import Recipe
-from export.train import load_model, new_model
+from export.train import new_model
 from service.images import to_pixels
+from tests.export.conftest import GANS
 
 Run = tuple[Recipe, Path]
 
@@ -48,8 +49,8 @@ def test_tensors_are_named_by_the_contract(finished_run: Run) -> None:
     generate = Graph(run / "bundle" / "generate.onnx")
     assert list(generate.outputs) == ["image"]
     assert all(shape[0] == "batch" for shape in generate.inputs.values())
-    if recipe.family == "dcgan":
-        assert list(generate.inputs) == ["noise"]
+    if recipe.family in GANS:
+        assert list(generate.inputs) == ["noise", *["label"] * (recipe.family == "cgan")]
         assert not (run / "bundle" / "log_prob.onnx").exists()
     else:
         assert list(generate.inputs) == ["noise", "temperature", "known", "known_mask"]
@@ -87,11 +88,12 @@ def test_the_graph_draws_what_the_film_showed_last(finished_run: Run) -> None:
     """Training, checkpoint and conversion hold the same weights, averaged ones included."""
     recipe, run = finished_run
     graph = Graph(run / "bundle" / "generate.onnx")
-    prior = new_model(recipe, load_split(recipe.data)).noise.prior
-    drawn = to_pixels(graph(graph.neutral_inputs(prior, 6))["image"]).astype(int)
+    model = new_model(recipe, load_split(recipe.data))
+    inputs = graph.neutral_inputs(model.noise.prior, 6, model.num_classes)
+    drawn = to_pixels(graph(inputs)["image"]).astype(int)
     with np.load(run / "film.npz") as film:
         # A grey level of 255 steps may fall to either side.
-        assert np.abs(drawn - film["frames"][-1]).max() <= (1 if recipe.family == "dcgan" else 0)
+        assert np.abs(drawn - film["frames"][-1]).max() <= (1 if recipe.family in GANS else 0)
 
 
 def test_batch_normalization_is_exported_with_running_statistics(
@@ -170,7 +172,7 @@ def test_a_missing_graph_says_what_to_do(tmp_path: Path) -> None:
 def test_a_graph_runs_many_rows_in_batches(finished_run: Run) -> None:
     recipe, run = finished_run
     path = run / "bundle" / "generate.onnx"
-    prior = load_model(recipe, run, load_split(recipe.data)).noise.prior
-    inputs = Graph(path).neutral_inputs(prior, 50)
+    model = new_model(recipe, load_split(recipe.data))
+    inputs = Graph(path).neutral_inputs(model.noise.prior, 50, model.num_classes)
     small, large = Graph(path, 7)(inputs)["image"], Graph(path, 100)(inputs)["image"]
     assert small.tobytes() == large.tobytes()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -16,8 +16,9 @@ from export.evaluate import (
     evaluate,
     evaluate_over_http,
     mean_metric,
-    nearest_distances,
+    nearest_training_images,
     read_metrics,
+    score_test_part,
 )
 from export.graph import Graph
 from export.recipe import Recipe
@@ -80,17 +81,36 @@ def test_the_nll_is_the_one_of_the_model_over_the_whole_test_part(finished_run: 
     assert bits.value == pytest.approx(nll.value / (64 * math.log(2)))
 
 
+class ByLabel:
+    """Stands for a class-conditional graph; tells the labels that it was given."""
+
+    inputs: ClassVar = {"image": ["batch", 1, 2, 2], "label": ["batch"]}
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert list(inputs) == list(self.inputs)
+        return {"log_prob": -inputs["label"].astype(np.float32)}
+
+
+def test_a_conditional_density_is_scored_given_the_own_label_of_each_image() -> None:
+    labels = np.arange(2500) % 7
+    test = Images(np.zeros((2500, 1, 2, 2), dtype=np.uint8), labels)
+    graph: Any = ByLabel()
+    np.testing.assert_array_equal(score_test_part(graph, test), -labels)
+
+
 def test_what_is_measured_is_written_down(finished_run: Run) -> None:
     recipe, run = finished_run
     assert evaluate(recipe, run) == read_metrics(run / "bundle")
 
 
-@pytest.mark.parametrize("finished_run", ["dcgan"], indirect=True)
+@pytest.mark.parametrize("finished_run", ["dcgan", "cgan"], indirect=True)
 def test_an_implicit_model_is_checked_for_copies(finished_run: Run) -> None:
     _, run = finished_run
-    of_samples, of_test = read_metrics(run / "bundle")
+    of_samples, of_test, smallest = read_metrics(run / "bundle")
     assert of_samples.name == "nearest_train_distance"
     assert of_test.name == "nearest_train_distance_of_test"
+    assert smallest.name == "smallest_train_distance"
+    assert 0 < smallest.value < of_samples.value
     assert (of_samples.num_images, of_test.num_images) == (1000, 30)
     assert of_samples.value > 0
     assert of_test.value > 0
@@ -104,7 +124,8 @@ def test_a_copy_has_no_distance_and_a_changed_pixel_its_difference() -> None:
     copies[1, 0, 2, 2] += 0.25
     copies[2] += 0.1
     # Exactly zero for a copy, in single precision otherwise.
-    distances = nearest_distances(copies, train)
+    distances, numbers = nearest_training_images(copies, train)
+    assert numbers.tolist() == [2000, 2001, 2002]
     assert distances[0] == 0
     assert distances[1:] == pytest.approx([0.25, 0.1 * 5], rel=1e-5)
 

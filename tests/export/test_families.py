@@ -14,14 +14,20 @@ from export.data import Images
 from export.graph import Graph
 from export.model import GenerativeModel, build_model
 from service.manifest import Image
+from tests.export.conftest import GANS
 
 
 def make_model(
-    make_recipe: Any, family: str, size: int = 28, values: str = "binary", **model: Any
+    make_recipe: Any,
+    family: str,
+    size: int = 28,
+    values: str = "binary",
+    num_classes: int = 0,
+    **model: Any,
 ) -> GenerativeModel:
     torch.manual_seed(0)
     image = Image(shape=(1, size, size), values=values)
-    return build_model(make_recipe(family, model=model), image, 0)
+    return build_model(make_recipe(family, model=model), image, num_classes)
 
 
 def binary_images(num_images: int, size: int, seed: int = 0) -> Tensor:
@@ -153,7 +159,7 @@ def inputs_for(model: GenerativeModel, module: torch.nn.Module, size: int) -> An
     return golden_inputs(model, module, Images(pixels, np.zeros(8, dtype=np.int64)))
 
 
-@pytest.mark.parametrize("family", ["bernoulli", "dcgan", "markov", "nade"])
+@pytest.mark.parametrize("family", ["bernoulli", "cgan", "dcgan", "gan", "markov", "nade"])
 def test_rows_of_shipped_size_have_the_same_bits_in_every_batch(
     make_recipe: Any, tmp_path: Path, family: str
 ) -> None:
@@ -161,9 +167,11 @@ def test_rows_of_shipped_size_have_the_same_bits_in_every_batch(
     sizes: dict[str, dict[str, Any]] = {
         "nade": {"hidden": 500},
         "dcgan": {"latent_dim": 64, "generator_channels": [192, 96]},
+        "cgan": {"latent_dim": 64, "generator_channels": [96, 48]},
+        "gan": {"latent_dim": 64, "generator_hidden": [512, 512]},
     }
-    values = "8-bit" if family == "dcgan" else "binary"
-    model = make_model(make_recipe, family, 28, values, **sizes.get(family, {}))
+    values = "8-bit" if family in GANS else "binary"
+    model = make_model(make_recipe, family, 28, values, 10, **sizes.get(family, {}))
     for role, module in model.requires_grad_(False).graphs().items():
         inputs = inputs_for(model, module, 28)
         path = tmp_path / f"{role}.onnx"

@@ -12,11 +12,13 @@ from PIL import Image as PillowImage
 
 from export import publish as publishing
 from export.convert import convert
+from export.data import load_split
 from export.evaluate import evaluate
 from export.publish import make_up_to_date, publish, verify
 from export.recipe import Recipe
 from export.train import train
 from service.manifest import read_manifest, sha256_of, version_folders
+from tests.export.conftest import CLASSES
 
 Run = tuple[Recipe, Path]
 
@@ -35,6 +37,7 @@ def test_a_published_bundle_is_whole_and_verified(finished_run: Run, tmp_path: P
     manifest = verify(folder)
     graphs = {"generate.onnx"} | ({"log_prob.onnx"} if recipe.family == "nade" else set())
     files = {"golden.npz", "README.md", "preview.png", "film.webp"}
+    files |= {"nearest.png"} if recipe.family != "nade" else set()
     assert {path.name for path in folder.iterdir()} == graphs | files | {"model.json"}
     assert set(manifest.files) == files
     for graph in manifest.graphs.values():
@@ -59,6 +62,7 @@ def test_the_manifest_describes_the_model(finished_run: Run, tmp_path: Path) -> 
     else:
         assert manifest.density == "implicit"
         assert manifest.operations == ("sample", "interpolate")
+    assert manifest.labels == (CLASSES if recipe.family == "cgan" else ())
 
 
 def test_a_bundle_tells_no_path_of_the_machine(finished_run: Run, tmp_path: Path) -> None:
@@ -78,6 +82,8 @@ def test_the_card_shows_and_explains(finished_run: Run, tmp_path: Path) -> None:
         assert f"`{metric.name}` | {metric.value:.4g} |" in card
         assert metric.protocol in card
     assert ("Before the first step" in card) == (recipe.family == "nade")
+    assert ("2·ln 2 = 1.386" in card) == (recipe.family != "nade")
+    assert ("0 dark, 1 middling, 2 bright" in card) == (recipe.family == "cgan")
 
 
 def test_the_python_of_the_card_runs(
@@ -99,8 +105,17 @@ def test_the_python_of_the_card_runs(
 def test_preview_and_film_have_their_shapes(finished_run: Run, tmp_path: Path) -> None:
     recipe, run = finished_run
     folder = publish(recipe, run, tmp_path)
+    columns = len(CLASSES) if recipe.family == "cgan" else 8
     with PillowImage.open(folder / "preview.png") as preview:
-        assert preview.size == (8 * 8 * 2, 8 * 8 * 2)
+        assert preview.size == (columns * 8 * 2, 8 * 8 * 2)
+    if recipe.family != "nade":
+        with PillowImage.open(folder / "nearest.png") as nearest:
+            assert nearest.size == (10 * 8 * 2, 4 * 8 * 2)
+            pixels = np.asarray(nearest)[::2, ::2]
+        train = set(map(bytes, load_split(recipe.data).train.pixels[:, 0]))
+        cells = pixels.reshape(4, 8, 10, 8).swapaxes(1, 2)
+        are_real = [[cell.tobytes() in train for cell in row] for row in cells]
+        assert are_real == [[False] * 10, [True] * 10] * 2
     with np.load(run / "film.npz") as film:
         num_frames = len(film["frames"])
     with PillowImage.open(folder / "film.webp") as film:

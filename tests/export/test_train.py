@@ -15,8 +15,11 @@ from export.recipe import Recipe
 from export.train import (
     Averaging,
     EpochSampler,
+    ImageDataset,
     film_moments,
+    generator_inputs,
     load_model,
+    new_model,
     read_run,
     revision,
     train,
@@ -28,6 +31,8 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "nade": {"ema_decay": 0.9, "schedule": "cosine", "warmup_steps": 3, "gradient_clip": 5.0},
     "dcgan": {"ema_decay": 0.9, "betas": [0.5, 0.999]},
     "vae": {"ema_decay": 0.9, "schedule": "cosine"},
+    "cgan": {"ema_decay": 0.9, "betas": [0.5, 0.999]},
+    "gan": {"ema_decay": 0.9, "betas": [0.5, 0.99]},
     "markov": {},
 }
 
@@ -55,7 +60,7 @@ train(recipe, Path(sys.argv[2]))
 """
 
 
-@pytest.fixture(params=["nade", "dcgan", "vae"])
+@pytest.fixture(params=["nade", "dcgan", "cgan", "gan", "vae"])
 def recipe(request: pytest.FixtureRequest, make_recipe: Any) -> Recipe:
     training = {"epochs": EPOCHS, **TRAININGS[request.param]}
     recipe: Recipe = make_recipe(request.param, training=training)
@@ -185,3 +190,20 @@ def test_the_average_of_a_short_training_is_not_the_untrained_model() -> None:
         mean = average(mean, torch.ones(()), torch.tensor(num_averaged))
     assert mean > 0.99
     assert float(average(torch.zeros(()), torch.ones(()), 10**6)) == pytest.approx(0.001)
+
+
+def test_labels_reach_the_training_beside_their_images(make_recipe: Any) -> None:
+    split = load_split(make_recipe("cgan").data)
+    images, labels = ImageDataset(split.train).__getitems__([(0, 5), (1, 250), (0, 17)])
+    np.testing.assert_array_equal(labels, split.train.labels[[5, 250, 17]])
+    assert labels.dtype == torch.int64
+    np.testing.assert_array_equal(images, split.train.values[[5, 250, 17]])
+
+
+def test_the_film_of_a_conditional_model_shows_the_classes_in_turn(make_recipe: Any) -> None:
+    recipe = make_recipe("cgan")
+    inputs = generator_inputs(new_model(recipe, load_split(recipe.data)), 7)
+    assert inputs["label"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert "label" not in generator_inputs(
+        new_model(make_recipe("gan"), load_split(recipe.data)), 7
+    )

@@ -96,6 +96,14 @@ def test_truncation_scales_the_noise(tiny_store: Path, workers: Workers) -> None
     np.testing.assert_array_equal(half["noise"], full["noise"] / 2)
 
 
+def test_truncation_pulls_uniform_noise_to_the_middle(tiny_store: Path, workers: Workers) -> None:
+    graph = load(tiny_store, "tiny-rgb", workers)
+    full = graph.run([seeded(7, 0, 3)])
+    half = graph.run([seeded(7, 0, 3, **{TRUNCATION: 0.5})])
+    # Halfway between two single-precision numbers near ½.
+    np.testing.assert_allclose(half["noise"], 0.25 + full["noise"] / 2, atol=2**-24)
+
+
 def test_running_leaves_the_rows_of_the_caller_alone(tiny_store: Path, workers: Workers) -> None:
     graph = load(tiny_store, "tiny-latent", workers)
     rows = seeded(7, 0, 3, **{TRUNCATION: 0.5})

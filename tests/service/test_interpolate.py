@@ -120,6 +120,12 @@ class TestPath:
             first, second = (walk(client, format=image_format).content for _ in range(2))
             assert first == second
 
+    def test_truncation_of_a_uniform_latent_is_about_one_half(self, client: httpx.Client) -> None:
+        anchors = [{"latent": [0.0, 0.5, 1.0]}, {"latent": [1.0, 1.0, 0.5]}]
+        body = {"model": "tiny-rgb", "anchors": anchors, "truncation": 0.5}
+        frames = answer(walk(client, **body, steps=2))["frames"]
+        assert [frame["latent"] for frame in frames] == [[0.25, 0.5, 0.75], [0.75, 0.75, 0.5]]
+
 
 class TestFormats:
     @pytest.mark.parametrize("model", ["tiny-latent", "tiny-rgb"])

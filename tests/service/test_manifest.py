@@ -1,6 +1,7 @@
 """A manifest is strict: what it does not say, or says wrongly, is refused with the field named."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,28 @@ def test_operations_follow_from_the_graphs(
     tiny_store: Path, name: str, operations: tuple[Operation, ...]
 ) -> None:
     assert read_manifest(tiny_store / name / "1").operations == operations
+
+
+def test_no_two_classes_share_a_name(content: Content) -> None:
+    content["labels"] = ["cat", "dog", "cat"]
+    with pytest.raises(ValidationError, match="two classes share a name: cat, dog, cat"):
+        Manifest.model_validate_json(json.dumps(content))
+
+
+def test_hidden_folders_are_not_even_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is being published may be renamed between two looks."""
+    for folder in ("model/1", "model/10", "model/2", "model/draft", ".staging/1"):
+        (tmp_path / folder).mkdir(parents=True)
+    looked_into: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(
+        os, "scandir", lambda path: (looked_into.append(Path(path).name), scandir(path))[1]
+    )
+    assert [version for _, version, _ in version_folders(tmp_path)] == [1, 2, 10]
+    assert ".staging" not in looked_into
+    assert "model" in looked_into
 
 
 def test_dims_are_counted_with_channels() -> None:

@@ -163,6 +163,13 @@ class TestLatents:
         given = answer(sample(client, latents=[whole], truncation=0.5, include=["latents"]))
         assert given["images"] == half["images"]
 
+    def test_truncation_of_a_uniform_latent_is_about_one_half(self, client: httpx.Client) -> None:
+        body = {"model": "tiny-rgb", "include": ["latents"], "truncation": 0.5}
+        half = answer(sample(client, latents=[[0.0, 0.5, 1.0]], **body))["images"][0]
+        assert half["latent"] == [0.25, 0.5, 0.75]
+        drawn = answer(sample(client, **body, seed=7))["images"][0]["latent"]
+        assert 0.25 < min(drawn) < max(drawn) < 0.75
+
     def test_without_truncation_nothing_changes(self, client: httpx.Client) -> None:
         assert answer(sample(client, seed=7, truncation=1.0)) == answer(sample(client, seed=7))
 
