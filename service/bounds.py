@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from service.batcher import Rows, Stop
 from service.graph import INDEX, LABEL, SEED, Graph
+from service.manifest import Manifest, Role
 from service.noise import draw_importance
 from service.scoring import log_sum_exp
 
@@ -45,6 +46,11 @@ class BoundGraph(Graph):
             log_weight = outputs["log_weight"].astype(np.float64)
             log_sums[:, chosen] = log_sum_exp(log_weight), log_sum_exp(2 * log_weight)
         return {"log_sum": log_sums[0], "log_sum_square": log_sums[1]}
+
+
+def graph_class(role: Role, manifest: Manifest) -> type[Graph]:
+    """Choose what runs a graph: a bound's log_prob is given noise, all others are what they are."""
+    return BoundGraph if role == "log_prob" and manifest.density == "bound" else Graph
 
 
 def rows_per_image(num_samples: int) -> int:

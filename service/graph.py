@@ -116,6 +116,7 @@ class Graph:
         self.session = session
         self.metrics = metrics
         self.manifest = manifest
+        self.max_queue_rows = max_queue_rows
         self.batcher = Batcher(
             self.run,
             workers,

@@ -85,7 +85,7 @@ async def create_log_prob(request: Request) -> Response:
     async with deadline(limit_s):
         images = await decode_upload(request, upload)
         if model.is_bound:
-            _check_rows(service, len(images), num_samples)
+            _check_rows(model, len(images), num_samples)
         labels = class_numbers(options.labels, model, len(images)) if options.labels else None
         outcome = await model.log_prob(
             images,
@@ -127,8 +127,8 @@ def _check_samples(service: Service, model: Model, num_samples: int | None) -> N
         )
 
 
-def _check_rows(service: Service, num_images: int, num_samples: int) -> None:
-    limit = service.settings.max_queue_rows
+def _check_rows(model: Model, num_images: int, num_samples: int) -> None:
+    limit = model.graphs["log_prob"].max_queue_rows
     num_rows = num_images * rows_per_image(num_samples)
     if num_rows > limit:
         raise InvalidRequestError.of_field(

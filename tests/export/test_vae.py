@@ -21,12 +21,10 @@ from export.likelihoods import Likelihood
 from export.publish import publish
 from export.recipe import Recipe, TrainingConfig
 from export.train import initial_nll, load_model, new_model, read_run, train
-from service.catalog import Catalog
 from service.manifest import Image, Values, read_manifest
-from service.metrics import Metrics
 from service.scoring import log_mean_exp
+from service.service import Service
 from service.settings import Settings
-from service.workers import Workers
 
 FloatArray = NDArray[np.float64]
 
@@ -450,12 +448,11 @@ def test_training_raises_the_bound(finished: tuple[Recipe, Path]) -> None:
 def test_a_bundle_is_served(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     recipe, run = finished
     publish(recipe, run, tmp_path)
-    workers = Workers(1)
-    catalog = Catalog(Settings(model_store=tmp_path), workers, Metrics())
-    catalog.load()
-    workers.close()
-    assert catalog.broken == {}
-    (model,) = catalog.models()
+    service = Service(Settings(model_store=tmp_path, num_threads=1))
+    service.catalog.load()
+    service.workers.close()
+    assert service.catalog.broken == {}
+    (model,) = service.catalog.models()
     assert model.is_bound
     assert model.manifest.operations == (
         "sample",

@@ -17,16 +17,16 @@ from service.bounds import (
     SAMPLES_PER_ROW,
     BoundGraph,
     combine,
+    graph_class,
     rows_per_image,
     sample_rows,
 )
-from service.catalog import BrokenBundleError, Catalog, load_bundle
-from service.graph import INDEX, SEED
-from service.manifest import read_manifest, sha256_of, write_manifest
-from service.metrics import Metrics
+from service.catalog import BrokenBundleError, load_bundle
+from service.graph import INDEX, SEED, Graph, Session
+from service.manifest import Manifest, Role, read_manifest, sha256_of, write_manifest
+from service.metrics import GraphMetrics, Metrics
 from service.model import Model
 from service.noise import Stream, draw, draw_importance
-from service.settings import Settings
 from service.workers import Workers
 from tests.service.answers import answer, array, invalid, npy, problem
 from tests.service.bundles import (
@@ -52,7 +52,7 @@ FloatArray = NDArray[np.float64]
 def client(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Return a client of a model with a bound, among others without."""
     store = write_vae_store(tmp_path_factory.mktemp("bounds"))
-    with serve(model_store=store, max_importance_samples=3000) as running:
+    with serve(model_store=store, max_importance_samples=3000, max_queue_rows=4096) as running:
         yield running.client
 
 
@@ -64,9 +64,20 @@ def workers() -> Iterator[Workers]:
 
 
 def load(folder: Path, workers: Workers) -> Model:
-    """Load a bundle as the catalog does."""
-    catalog = Catalog(Settings(), workers, Metrics())
-    return load_bundle(folder, catalog._make_graph)
+    """Load a bundle."""
+
+    def make_graph(session: Session, role: Role, manifest: Manifest) -> Graph:
+        return graph_class(role, manifest)(
+            session,
+            role,
+            manifest,
+            workers,
+            max_queue_rows=100,
+            max_wait_s=0,
+            metrics=GraphMetrics(Metrics(), manifest.reference, role),
+        )
+
+    return load_bundle(folder, make_graph)
 
 
 def pixels(count: int) -> NDArray[np.uint8]:
