@@ -232,6 +232,8 @@ def mean_metric(name: str, values: NDArray[np.floating], unit: str, protocol: st
 def evaluate_over_http(url: str, model_name: str, recipe: Recipe, batch: int = 1000) -> Metric:
     """Measure the negative log-likelihood of the test part through a running service.
 
+    Of a bound it is the ELBO, by one draw of its noise per image.
+
     Args:
         url: Address of the service.
         model_name: The model, with or without `@version`.
@@ -244,13 +246,17 @@ def evaluate_over_http(url: str, model_name: str, recipe: Recipe, batch: int = 1
     """
     query = urllib.parse.urlencode({"model": model_name, "format": "npy"})
     address = f"{url.rstrip('/')}/log_prob?{query}"
+    split = load_split(recipe.data)
+    name, protocol = "nll", recipe.protocol
+    if new_model(recipe, split).density == "bound":
+        name, protocol = "nll_elbo", protocol_of_samples(recipe.protocol, 1)
     answers = []
-    for images in _batches(load_split(recipe.data).test, batch):
+    for images in _batches(split.test, batch):
         log_prob = _ask_log_prob(address, to_pixels(images))
         if log_prob.shape != (len(images),):
             raise ValueError(f"{address} answered {log_prob.shape} to {len(images)} images")
         answers.append(log_prob)
-    return mean_metric("nll", -np.concatenate(answers), "nats", recipe.protocol)
+    return mean_metric(name, -np.concatenate(answers), "nats", protocol)
 
 
 def _ask_log_prob(address: str, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from export.bounds import both_bounds, log_weights, predicted_classes
 from export.convert import check_graph, convert, export_graph, golden_inputs, realigned
 from export.data import Images, load_split
-from export.evaluate import evaluate, read_metrics
+from export.evaluate import evaluate, evaluate_over_http, read_metrics
 from export.families.vae import Config, Model
 from export.graph import Graph
 from export.likelihoods import Likelihood
@@ -462,6 +462,19 @@ def test_a_bundle_is_served(finished: tuple[Recipe, Path], tmp_path: Path) -> No
         "reconstruct",
     )
     assert model.manifest.labels == (("a", "b", "c") if recipe.model["conditional"] else ())
+
+
+def test_the_service_is_asked_for_the_elbo(
+    finished: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, run = finished
+    elbo, _ = both_bounds(
+        Graph(run / "bundle" / "log_prob.onnx"), load_split(recipe.data).test, num_samples=1
+    )
+    monkeypatch.setattr("export.evaluate._ask_log_prob", lambda address, pixels: elbo)
+    measured = evaluate_over_http("http://127.0.0.1:1", "tiny", recipe)
+    assert (measured.name, measured.protocol) == ("nll_elbo", f"{recipe.protocol}, K = 1")
+    assert measured.value == pytest.approx(-elbo.mean())
 
 
 def test_the_card_explains_what_is_shown_and_its_python_runs(

@@ -278,6 +278,19 @@ class TestAnswers:
         expected = logsumexp(weights, axis=1) - math.log(3000)
         np.testing.assert_allclose(log_probs(response), expected, atol=1e-4)
 
+    def test_a_bound_tells_its_limit_and_what_it_can(self, client: httpx.Client) -> None:
+        described = answer(client.get("/models/tiny-vae"))
+        assert described["limits"]["max_importance_samples"] == 3000
+        assert described["density"] == "bound"
+        assert described["operations"] == [
+            "sample",
+            "interpolate",
+            "log_prob",
+            "encode",
+            "reconstruct",
+        ]
+        assert "max_importance_samples" not in answer(client.get("/models/tiny-grey"))["limits"]
+
 
 class TestRefusals:
     @pytest.mark.parametrize("number", [0, -1, 1.5, "many"])
