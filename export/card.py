@@ -31,7 +31,7 @@ _FRAME_S, _LAST_FRAME_S = 0.2, 2.0
 
 _DENSITIES = {
     "exact": "exact: the log-likelihood of any image is computed, not estimated",
-    "bound": "a lower bound: log-likelihoods are never overstated",
+    "bound": "a lower bound: over the draws of its noise, log-likelihoods are not overstated",
     "implicit": "implicit: the model draws images, but cannot say how likely one is",
 }
 _LIMITS = {
@@ -180,7 +180,7 @@ Left: {shown}. Right: the same noise after 0 to {film[-1]:,} batches of training
 | family | `{manifest.family}` |
 | density | {_DENSITIES[manifest.density]} |
 | noise | {noise.prior}, shape {tuple(noise.shape)}{", a latent" if noise.latent else ""} |
-{_classes(manifest)}| parameters | {manifest.num_parameters:,} |
+{_classes(manifest)}{_shown(manifest)}| parameters | {manifest.num_parameters:,} |
 | can | {", ".join(manifest.operations)} |
 
 {background.family}"""
@@ -189,6 +189,12 @@ Left: {shown}. Right: the same noise after 0 to {film[-1]:,} batches of training
 def _classes(manifest: Manifest) -> str:
     numbered = ", ".join(f"{number} {name}" for number, name in enumerate(manifest.labels))
     return f"| classes | {numbered} |\n" if numbered else ""
+
+
+def _shown(manifest: Manifest) -> str:
+    if manifest.density != "bound":
+        return ""
+    return "| an image is | the mean of p(image given latent), not a draw from it |\n"
 
 
 def _use(manifest: Manifest, graphs: Mapping[Role, Graph]) -> str:
@@ -235,11 +241,18 @@ def _use_log_prob(manifest: Manifest) -> str:
     if "log_prob" not in manifest.graphs:
         return ""
     label = f', "label": np.arange(16) % {len(manifest.labels)}' if manifest.labels else ""
-    inputs = f'{{"image": images{label}}}'
+    image, noise, more = "images", "", ""
+    if manifest.density == "bound":
+        shape = (16, 50, *manifest.noise.shape)
+        noise = f"noise = rng.standard_normal({shape}, np.float32)  # 50 importance samples\n"
+        more = ', "noise": noise'
+        if manifest.image.values == "binary":
+            image = "(images > 0.5).astype(np.float32)"
+    inputs = f'{{"image": {image}{more}{label}}}'
     return f"""
 ```python
 score = onnxruntime.InferenceSession("log_prob.onnx")
-(log_prob,) = score.run(["log_prob"], {inputs})  # (16,), nats
+{noise}(log_prob,) = score.run(["log_prob"], {inputs})  # (16,), nats
 ```
 """
 
@@ -247,8 +260,9 @@ score = onnxruntime.InferenceSession("log_prob.onnx")
 def _metrics(manifest: Manifest, background: Background) -> str:
     rows = "\n".join(_metric_row(metric) for metric in manifest.metrics)
     initial = background.initial_nll
+    figure = "negative bound" if manifest.density == "bound" else "`nll`"
     step_0 = (
-        f"\n\nBefore the first step of training the `nll` was {initial:.1f} nats."
+        f"\n\nBefore the first step of training the {figure} was {initial:.1f} nats."
         if initial is not None
         else ""
     )

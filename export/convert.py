@@ -3,7 +3,7 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from export.model import GenerativeModel
 from export.recipe import Recipe
 from export.train import load_model
 from service.manifest import GOLDEN_FILE, Role
-from service.noise import draw
+from service.noise import draw, draw_importance
 
 BUNDLE_FOLDER = "bundle"
 
@@ -31,17 +31,25 @@ OUTPUTS: dict[Role, tuple[str, ...]] = {
     "log_prob": ("log_prob", "conditional_log_prob"),
     "encode": ("mean", "log_var"),
 }
+_BOUND_OUTPUTS = ("log_prob", "log_weight")
 NUM_GOLDEN_ROWS = 8
+NUM_GOLDEN_SAMPLES = 5
 
 # Torch and ONNX Runtime add in different orders. Pixels pass a tanh or a sigmoid, which leaves
 # 1e-6; a sum over hundreds of pixels leaves 1e-4 nats; larger sums have a few units in the last
 # place, which the relative part allows for. Binary pixels are compared exactly.
-TOLERANCES: dict[str, float] = {"image": 1e-4, "log_prob": 1e-3, "conditional_log_prob": 1e-3}
+TOLERANCES: dict[str, float] = {
+    "image": 1e-4,
+    "log_prob": 1e-3,
+    "conditional_log_prob": 1e-3,
+    "log_weight": 1e-3,
+}
 _DEFAULT_TOLERANCE = 1e-4
 _RELATIVE_TOLERANCE = 1e-6
 
 _CHECKED_BATCHES = (1, 2, 7)
 _MAX_BATCH_ROWS = 1 << 16  # torch wants a bound; memory is bounded by the service
+_MAX_SAMPLES = 1 << 16
 _CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
@@ -80,8 +88,9 @@ def convert(recipe: Recipe, run: Path) -> Path:
 def golden_inputs(model: GenerativeModel, module: nn.Module, test: Images) -> Tensors:
     """Choose inputs that reach everything a graph can do, one array per argument of `forward`.
 
-    Eight rows: the noise of seed 0, temperatures from ½ to 2, a known upper half in every second
-    row, images of the test part, and the classes in turn.
+    Eight rows: the noise of seed 0 (for a bound, that of five importance samples), temperatures
+    from ½ to 2, a known upper half in every second row, images of the test part, and the classes
+    in turn.
 
     Raises:
         ValueError: `forward` has an argument that bundles do not know.
@@ -90,15 +99,22 @@ def golden_inputs(model: GenerativeModel, module: nn.Module, test: Images) -> Te
     images = np.resize(test[:NUM_GOLDEN_ROWS].values, (NUM_GOLDEN_ROWS, *model.image.shape))
     known_mask = np.zeros_like(images)
     known_mask[::2, :, : images.shape[2] // 2] = 1
+    names = inspect.signature(module.forward).parameters
+
+    def draw_noise() -> FloatArray:
+        if _is_bound(names):
+            zeros, (latent_dim,) = indices * 0, model.noise.shape
+            return draw_importance(zeros, indices, zeros, NUM_GOLDEN_SAMPLES, latent_dim)
+        return draw(model.noise.prior, indices * 0, indices, model.noise.shape)
+
     known: dict[str, Callable[[], NDArray[Any]]] = {
-        "noise": lambda: draw(model.noise.prior, indices * 0, indices, model.noise.shape),
+        "noise": draw_noise,
         "temperature": lambda: np.geomspace(0.5, 2, NUM_GOLDEN_ROWS).astype(np.float32),
         "known": lambda: images,
         "known_mask": lambda: known_mask,
         "image": lambda: images,
         "label": lambda: np.arange(NUM_GOLDEN_ROWS) % model.num_classes,
     }
-    names = inspect.signature(module.forward).parameters
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
             f"{type(module).__name__}.forward takes {', '.join(unknown)}; graphs take "
@@ -109,10 +125,20 @@ def golden_inputs(model: GenerativeModel, module: nn.Module, test: Images) -> Te
 
 def export_graph(module: nn.Module, role: Role, inputs: Tensors, path: Path) -> None:
     """Write a module as the graph of a role; arguments as of `write_graph`."""
-    write_graph(module, OUTPUTS[role], inputs, path)
+    if role == "log_prob" and _is_bound(inputs):
+        write_graph(module, _BOUND_OUTPUTS, inputs, path, sampled=("noise", "log_weight"))
+    else:
+        write_graph(module, OUTPUTS[role], inputs, path)
 
 
-def write_graph(module: nn.Module, outputs: Sequence[str], inputs: Tensors, path: Path) -> None:
+def write_graph(
+    module: nn.Module,
+    outputs: Sequence[str],
+    inputs: Tensors,
+    path: Path,
+    *,
+    sampled: Sequence[str] = (),
+) -> None:
     """Write a module as one ONNX file with a free batch axis and nothing but the computation.
 
     Args:
@@ -120,15 +146,19 @@ def write_graph(module: nn.Module, outputs: Sequence[str], inputs: Tensors, path
         outputs: Names of the outputs.
         inputs: Example inputs by name; several rows.
         path: Where to write.
+        sampled: Inputs and outputs whose axis 1 is free too: it counts importance samples.
     """
     batch = Dim("batch", min=1, max=_MAX_BATCH_ROWS)
+    samples = Dim("samples", min=1, max=_MAX_SAMPLES)
     with _quiet_exporter():
         # Traced here, because the ONNX exporter's own attempts at a scan end in a fallback that
         # leaves operators without an ONNX counterpart.
         traced = torch.export.export(
             module.eval(),
             tuple(torch.from_numpy(values) for values in inputs.values()),
-            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            dynamic_shapes=tuple(
+                {0: batch, 1: samples} if name in sampled else {0: batch} for name in inputs
+            ),
             strict=False,
         )
         program = torch.onnx.export(
@@ -144,6 +174,8 @@ def write_graph(module: nn.Module, outputs: Sequence[str], inputs: Tensors, path
     _strip(content)
     for tensor in (*content.graph.input, *content.graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
+        if tensor.name in sampled:
+            tensor.type.tensor_type.shape.dim[1].dim_param = "samples"
     onnx.checker.check_model(content, full_check=True)
     path.write_bytes(content.SerializeToString(deterministic=True))
 
@@ -205,9 +237,14 @@ def _compare(what: str, values: FloatArray, reference: FloatArray, tolerance: fl
         )
 
 
+def _is_bound(names: Iterable[str]) -> bool:
+    # A likelihood that takes noise is estimated.
+    return {"image", "noise"} <= set(names)
+
+
 def _is_binary_image(model: GenerativeModel, role: Role) -> bool:
-    # A GAN of binary images still draws greys.
-    return role == "generate" and model.image.values == "binary" and model.density != "implicit"
+    # A GAN of binary images draws greys, and a VAE shows the probabilities of its pixels.
+    return role == "generate" and model.image.values == "binary" and model.density == "exact"
 
 
 def _strip(message: Message) -> None:

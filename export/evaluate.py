@@ -11,6 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from export.bounds import (
+    NUM_IMPORTANCE_SAMPLES,
+    both_bounds,
+    predicted_classes,
+    protocol_of_samples,
+)
 from export.classifier import classifier_for
 from export.convert import BUNDLE_FOLDER
 from export.data import Images, Split, load_split
@@ -23,6 +29,8 @@ from service.manifest import Metric
 
 METRICS_FILE = "metrics.json"
 NUM_COMPARED = 1000
+NUM_CLASSIFIED = 2000
+NUM_CLASSIFYING_SAMPLES = 10
 DISTANCE_UNIT = "L2 distance of pixels in [0, 1]"
 
 _TIMEOUT_S = 300
@@ -32,9 +40,10 @@ _CHUNK = 1000
 def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
     """Measure the converted model of a run and write the figures beside its graphs.
 
-    Models with a density: `nll` and `bits_per_dim` of the whole test part. Others: how near the
-    samples come to training images, and what the frozen classifier of the data set, if there is
-    one, sees in them (`export.quality`).
+    Models with an exact density: `nll` and `bits_per_dim` of the whole test part. With a bound:
+    `nll_elbo`, `nll_iwae` and `bits_per_dim`, whose protocols tell K; class-conditional ones also
+    `bayes_accuracy`. Others: how near the samples come to training images, and what the frozen
+    classifier of the data set, if there is one, sees in them (`export.quality`).
 
     Raises:
         FileNotFoundError: The run is not converted, or the data is missing.
@@ -45,8 +54,11 @@ def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
     path = bundle / "log_prob.onnx"
     if path.is_file():
         graph = Graph(path, recipe.max_batch_rows)
-        log_prob = score_test_part(graph, split.test)
-        metrics = density_metrics(log_prob, split.test, recipe.protocol)
+        if "noise" in graph.inputs:
+            metrics = bound_metrics(graph, split.test, recipe.protocol)
+        else:
+            log_prob = score_test_part(graph, split.test)
+            metrics = density_metrics(log_prob, split.test, recipe.protocol)
     else:
         metrics = sample_metrics(recipe, split, bundle / "generate.onnx")
     text = json.dumps([metric.model_dump() for metric in metrics], indent=2)
@@ -111,9 +123,45 @@ def density_metrics(
         The mean negative log-likelihood in nats per image, and in bits per dim.
     """
     nll = mean_metric("nll", -log_prob, "nats", protocol)
-    nats_per_bit_per_dim = math.prod(images.pixels.shape[1:]) * math.log(2)
-    bits = mean_metric("bits_per_dim", -log_prob / nats_per_bit_per_dim, "bits per dim", protocol)
-    return nll, bits
+    return nll, bits_metric(log_prob, images, protocol)
+
+
+def bound_metrics(
+    graph: Graph, test: Images, protocol: str, num_samples: int = NUM_IMPORTANCE_SAMPLES
+) -> tuple[Metric, ...]:
+    """Sum up the bounds of test images: the ELBO beside the tightest one that is affordable.
+
+    Args:
+        graph: The log_prob graph.
+        test: The images; conditional models are given their labels.
+        protocol: Name under which the figures are comparable, without K.
+        num_samples: K of the importance-weighted bound.
+    """
+    elbo, iwae = both_bounds(graph, test, num_samples)
+    of_one, of_many = (protocol_of_samples(protocol, k) for k in (1, num_samples))
+    metrics = (
+        mean_metric("nll_iwae", -iwae, "nats", of_many),
+        mean_metric("nll_elbo", -elbo, "nats", of_one),
+        bits_metric(iwae, test, of_many),
+    )
+    if "label" not in graph.inputs:
+        return metrics
+    some = test[:NUM_CLASSIFIED]
+    num_classes = int(test.labels.max()) + 1
+    predicted = predicted_classes(graph, some, num_classes, NUM_CLASSIFYING_SAMPLES)
+    accuracy = mean_metric(
+        "bayes_accuracy",
+        (predicted == some.labels).astype(np.float64),
+        "share of images",
+        protocol_of_samples(protocol, NUM_CLASSIFYING_SAMPLES),
+    )
+    return *metrics, accuracy
+
+
+def bits_metric(log_prob: NDArray[np.floating], images: Images, protocol: str) -> Metric:
+    """Tell log-likelihoods in bits per dim: −log_prob / (num_dims · ln 2)."""
+    nats_per_bit = math.prod(images.pixels.shape[1:]) * math.log(2)
+    return mean_metric("bits_per_dim", -log_prob / nats_per_bit, "bits per dim", protocol)
 
 
 def copying_metrics(
@@ -184,6 +232,8 @@ def mean_metric(name: str, values: NDArray[np.floating], unit: str, protocol: st
 def evaluate_over_http(url: str, model_name: str, recipe: Recipe, batch: int = 1000) -> Metric:
     """Measure the negative log-likelihood of the test part through a running service.
 
+    Of a bound it is the ELBO, by one draw of its noise per image.
+
     Args:
         url: Address of the service.
         model_name: The model, with or without `@version`.
@@ -196,13 +246,17 @@ def evaluate_over_http(url: str, model_name: str, recipe: Recipe, batch: int = 1
     """
     query = urllib.parse.urlencode({"model": model_name, "format": "npy"})
     address = f"{url.rstrip('/')}/log_prob?{query}"
+    split = load_split(recipe.data)
+    name, protocol = "nll", recipe.protocol
+    if new_model(recipe, split).density == "bound":
+        name, protocol = "nll_elbo", protocol_of_samples(recipe.protocol, 1)
     answers = []
-    for images in _batches(load_split(recipe.data).test, batch):
+    for images in _batches(split.test, batch):
         log_prob = _ask_log_prob(address, to_pixels(images))
         if log_prob.shape != (len(images),):
             raise ValueError(f"{address} answered {log_prob.shape} to {len(images)} images")
         answers.append(log_prob)
-    return mean_metric("nll", -np.concatenate(answers), "nats", recipe.protocol)
+    return mean_metric(name, -np.concatenate(answers), "nats", protocol)
 
 
 def _ask_log_prob(address: str, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -80,6 +80,28 @@ def score_binary(values: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     return filled.sum(dim=1), _cut(filled, values)
 
 
+def sum_rows(rows: Tensor) -> Tensor:
+    """Sum over the last axis, in a graph with the same bits in every batch."""
+    return _filled(rows, 0.0).sum(dim=-1)
+
+
+def exp(rows: Tensor) -> Tensor:
+    """Return eˣ elementwise, in a graph with the same bits in every batch."""
+    return _cut(torch.exp(_filled(rows, 0.0)), rows)
+
+
+def log_mean_exp(rows: Tensor) -> Tensor:
+    """Return log 1/K Σ_k exp(row_k), (N, K) -> (N,), without overflow.
+
+    In a graph with the same bits in every batch, for any K: each number stands many times side by
+    side, and so is never among the last few of an array.
+    """
+    wide = rows[..., None].expand(-1, -1, _ROW_MULTIPLE)  # (N, K) -> (N, K, 16)
+    largest = wide.amax(dim=1)
+    total = torch.exp(wide - largest[:, None]).sum(dim=1)
+    return (largest + torch.log(total / rows.shape[1]))[:, 0]
+
+
 def _filled(rows: Tensor, value: float) -> Tensor:
     missing = -rows.shape[-1] % _ROW_MULTIPLE
     return functional.pad(rows, (0, missing), value=value) if missing else rows

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.bounds import graph_class
 from service.device import CPU, Device, choose_device
 from service.errors import (
     LogProbUndefinedError,
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 # What the service gives to a graph, and what it cannot do without.
 _INPUTS: dict[Role, set[str]] = {
     "generate": {"noise", LABEL, *NEUTRAL_INPUTS},
-    "log_prob": {"image", LABEL},
+    "log_prob": {"image", "noise", LABEL},
     "encode": {"image", LABEL},
 }
 _OUTPUTS: dict[Role, set[str]] = {
@@ -166,13 +167,13 @@ class Catalog:
         alternatives = self.alternatives(model, operation)
         if operation == "log_prob":
             return LogProbUndefinedError(model.reference, alternatives)
-        if operation == "interpolate":
+        if operation in {"interpolate", "encode", "reconstruct"}:
             return NoLatentSpaceError(model.reference, alternatives)
         reason = f"{model.reference} cannot {operation}"
         return UnsupportedOperationError(reason, alternatives)
 
     def _make_graph(self, session: Session, role: Role, manifest: Manifest) -> Graph:
-        return Graph(
+        return graph_class(role, manifest)(
             session,
             role,
             manifest,
@@ -216,6 +217,7 @@ def load_bundle(
         if foreign:
             raise BrokenBundleError(f"{path.name} wants {', '.join(sorted(foreign))}")
         _check_labels(session, role, manifest)
+        _check_noise(session, role, manifest)
         graphs[role] = make_graph(session, role, manifest)
     golden = _read_golden(folder / GOLDEN_FILE)
     for role, loaded in graphs.items():
@@ -228,6 +230,17 @@ def _check_labels(session: Session, role: Role, manifest: Manifest) -> None:
         raise BrokenBundleError(f"{role} wants a label, but the manifest names no labels")
     if LABEL not in session.inputs and manifest.labels and role != "encode":
         raise BrokenBundleError(f"the manifest names labels, but {role} takes none")
+
+
+def _check_noise(session: Session, role: Role, manifest: Manifest) -> None:
+    if role != "log_prob":
+        return
+    is_bound = manifest.density == "bound"
+    if ("noise" in session.inputs, "log_weight" in session.outputs) != (is_bound, is_bound):
+        raise BrokenBundleError(
+            f"a log_prob of density {manifest.density} {'takes' if is_bound else 'has no'} noise "
+            f"and {'gives' if is_bound else 'no'} log_weight"
+        )
 
 
 def _verify(path: Path, sha256: str) -> None:
@@ -255,8 +268,11 @@ def _replay_golden(
     except KeyError as error:
         raise BrokenBundleError(f"{GOLDEN_FILE} lacks {error}") from error
     row_shapes = {"noise": manifest.noise.shape, "image": manifest.image.shape}
+    is_bound = role == "log_prob" and manifest.density == "bound"
     for name, array in (inputs | expected).items():
         row_shape = row_shapes.get(name, array.shape[1:])
+        if is_bound and name == "noise":
+            row_shape = (*array.shape[1:2], *row_shape)  # any number of samples
         if not array.size or array.shape[1:] != row_shape:
             raise BrokenBundleError(
                 f"the golden {name} of {role} has shape {array.shape}, not "

@@ -117,7 +117,8 @@ class Graph:
     ) -> None:
         self.session = session
         self.metrics = metrics
-        self._manifest = manifest
+        self.manifest = manifest
+        self.max_queue_rows = max_queue_rows
         self.batcher = Batcher(
             self.run,
             workers,
@@ -143,7 +144,7 @@ class Graph:
         counts = [len(next(iter(part.values()))) for part in parts]
         inputs = {name: self._gather(name, parts, counts) for name in self.session.inputs}
         outputs = self.session.run(inputs, stop)
-        if "noise" in inputs:
+        if "image" in outputs:
             told = inputs.keys() & {"noise", LABEL}
             outputs |= {name: inputs[name] for name in told}
             images = outputs["image"]
@@ -160,7 +161,7 @@ class Graph:
         if name == LABEL:
             return self._draw_labels(parts)
         neutral = NEUTRAL_INPUTS[name]
-        shape = () if name == "temperature" else self._manifest.image.shape
+        shape = () if name == "temperature" else self.manifest.image.shape
         gathered = np.full((sum(counts), *shape), neutral, dtype=np.float32)
         start = 0
         for part, count in zip(parts, counts, strict=True):
@@ -170,7 +171,7 @@ class Graph:
         return gathered
 
     def _draw_noise(self, parts: Sequence[Rows]) -> NDArray[np.float32]:
-        noise = self._manifest.noise
+        noise = self.manifest.noise
         named = [part for part in parts if SEED in part]
         seeds = np.concatenate([part[SEED] for part in named])
         indices = np.concatenate([part[INDEX] for part in named])
@@ -193,7 +194,7 @@ class Graph:
         open_parts = [part for part in parts if LABEL not in part]
         seeds = np.concatenate([part[SEED] for part in open_parts])
         indices = np.concatenate([part[INDEX] for part in open_parts])
-        drawn = iter(draw_labels(seeds, indices, len(self._manifest.labels)))
+        drawn = iter(draw_labels(seeds, indices, len(self.manifest.labels)))
         pieces = [
             part[LABEL] if LABEL in part else np.fromiter(drawn, np.int64, len(part[SEED]))
             for part in parts

@@ -3,8 +3,9 @@
     model_store/<name>/<version>/
         model.json       the manifest below
         generate.onnx    noise [, label] -> image             every model
-        log_prob.onnx    image [, label] -> log_prob          density exact or bound
-        encode.onnx      image -> mean, log_var               models with an encoder
+        log_prob.onnx    image [, label] -> log_prob          density exact
+        log_prob.onnx    image, noise [, label] -> log_prob, log_weight      density bound
+        encode.onnx      image [, label] -> mean, log_var     models with an encoder
         golden.npz       <graph>.<tensor>: inputs and outputs that a right graph reproduces
         README.md        the model card
         preview.png      images of seed 0
@@ -31,7 +32,7 @@ FILM_FILE = "film.webp"
 Density = Literal["exact", "bound", "implicit"]
 Role = Literal["generate", "log_prob", "encode"]
 Values = Literal["binary", "8-bit", "continuous"]
-Operation = Literal["sample", "interpolate", "log_prob"]
+Operation = Literal["sample", "interpolate", "log_prob", "encode", "reconstruct"]
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -161,6 +162,10 @@ class Manifest(Document):
             raise ValueError("every model has a generate graph")
         if ("log_prob" in self.graphs) != (self.density != "implicit"):
             raise ValueError(f"density {self.density!r} does not fit graphs {sorted(self.graphs)}")
+        if "encode" in self.graphs and not self.noise.latent:
+            raise ValueError("an encoder needs a latent to encode to")
+        if self.density == "bound" and (not self.noise.latent or self.noise.prior != "normal"):
+            raise ValueError("a bound draws importance samples of a latent with a normal prior")
         return self
 
     @model_validator(mode="after")
@@ -177,6 +182,8 @@ class Manifest(Document):
             operations.append("interpolate")
         if "log_prob" in self.graphs:
             operations.append("log_prob")
+        if "encode" in self.graphs:
+            operations += ["encode", "reconstruct"]
         return tuple(operations)
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batcher import Outcome, Rows
+from service.bounds import combine, sample_rows
 from service.errors import InferenceFailedError
 from service.graph import INDEX, LABEL, SEED, Graph
 from service.manifest import Manifest, Role
@@ -48,6 +49,11 @@ class Model:
         """Whether it can tell how surprising each pixel is."""
         graph = self.graphs.get("log_prob")
         return graph is not None and "conditional_log_prob" in graph.session.outputs
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether its log_prob is estimated from importance samples."""
+        return self.manifest.density == "bound"
 
     def noise_of(self, seed: int, index: int) -> FloatArray:
         """Draw the noise of one image, of the shape that the manifest says."""
@@ -97,14 +103,19 @@ class Model:
         finish: Callable[[Rows], T],
         *,
         labels: IntArray | None = None,
+        num_samples: int = 1,
+        seed: int = 0,
         timeout_s: float,
     ) -> Outcome[T]:
         """Score images.
 
         Args:
             images: Shape (N, C, H, W), in [0, 1]; 0 and 1 for a binary model.
-            finish: Makes the answer of `log_prob` (N,) in nats and what else the graph returns.
+            finish: Makes the answer of `log_prob` (N,) in nats and what else the graph returns;
+                of a bound that is `std_error` (N,).
             labels: The class of each image, (N,); a class-conditional model needs it.
+            num_samples: Importance samples per image; bounds only.
+            seed: Of the importance samples.
             timeout_s: Deadline, queueing included.
 
         Raises:
@@ -116,10 +127,53 @@ class Model:
             graph.metrics.on_non_finite(int(np.isnan(outputs["log_prob"]).sum()))
             return finish(outputs)
 
-        rows: dict[str, NDArray[Any]] = {"image": images}
-        if labels is not None:
-            rows[LABEL] = labels
-        return await graph.batcher.submit(rows, count_and_finish, timeout_s=timeout_s)
+        if self.is_bound:
+            return await graph.batcher.submit(
+                sample_rows(images, seed, num_samples, labels),
+                lambda outputs: count_and_finish(combine(outputs, len(images), num_samples)),
+                timeout_s=timeout_s,
+            )
+        return await graph.batcher.submit(
+            _image_rows(images, labels), count_and_finish, timeout_s=timeout_s
+        )
+
+    async def encode(
+        self,
+        images: FloatArray,
+        finish: Callable[[Rows], T],
+        *,
+        labels: IntArray | None = None,
+        timeout_s: float,
+    ) -> Outcome[T]:
+        """Find the latents of images.
+
+        Args:
+            images: Shape (N, C, H, W), in [0, 1]; 0 and 1 for a binary model.
+            finish: Makes the answer of the posterior's `mean` and `log_var`, (N, D) each.
+            labels: The class of each image, (N,); a class-conditional encoder needs it.
+            timeout_s: Deadline, queueing included.
+
+        Raises:
+            ProblemError: As the batcher's `submit`.
+        """
+        graph = self.graphs["encode"]
+        rows = _image_rows(images, labels if LABEL in graph.session.inputs else None)
+
+        def check_and_finish(outputs: Rows) -> T:
+            for name in ("mean", "log_var"):
+                finite = np.isfinite(outputs[name]).all(axis=1)
+                if not finite.all():
+                    graph.metrics.on_non_finite(int((~finite).sum()))
+                    raise InferenceFailedError(
+                        f"{self.reference} encoded an image as a latent that is not finite"
+                    )
+            return finish(outputs)
+
+        return await graph.batcher.submit(rows, check_and_finish, timeout_s=timeout_s)
+
+
+def _image_rows(images: FloatArray, labels: IntArray | None) -> dict[str, NDArray[Any]]:
+    return {"image": images} if labels is None else {"image": images, LABEL: labels}
 
 
 def seeded_rows(seed: int, first_index: int, num_images: int) -> dict[str, NDArray[Any]]:

@@ -19,6 +19,10 @@ _NUM_ROUNDS = 10
 _WORD = np.uint64(32)
 _LOW_BITS = np.uint64(0xFFFFFFFF)
 
+# The word of the counter that names the stream counts samples above its low byte.
+_SAMPLE_SHIFT = np.uint64(8)
+MAX_SAMPLES = 2**24
+
 
 class Stream(IntEnum):
     """What a draw is for; streams of one (seed, index) are independent of each other."""
@@ -26,6 +30,7 @@ class Stream(IntEnum):
     NOISE = 0
     LABEL = 1
     BINARIZATION = 2
+    IMPORTANCE = 3
 
 
 def philox(counter: UInt64Array, key: UInt64Array) -> UInt32Array:
@@ -66,7 +71,11 @@ def philox(counter: UInt64Array, key: UInt64Array) -> UInt32Array:
 
 
 def random_bits(
-    seeds: UInt64Array, indices: UInt64Array, num_words: int, stream: Stream
+    seeds: UInt64Array,
+    indices: UInt64Array,
+    num_words: int,
+    stream: Stream,
+    samples: UInt64Array | None = None,
 ) -> UInt32Array:
     """Draw 32-bit words for many (seed, index) pairs at once.
 
@@ -75,6 +84,8 @@ def random_bits(
         indices: Shape (N,).
         num_words: Words per row.
         stream: Which of the row's independent streams to read.
+        samples: Which of the stream's independent samples, shape (N,), below 2²⁴; by default the
+            first.
 
     Returns:
         Shape (N, num_words).
@@ -83,6 +94,8 @@ def random_bits(
     counter = np.empty((2, 2, len(seeds), num_blocks), dtype=np.uint64)
     counter[0, 0] = np.arange(num_blocks, dtype=np.uint64)
     counter[1, 0] = stream
+    if samples is not None:
+        counter[1, 0] |= (samples << _SAMPLE_SHIFT)[:, None]
     counter[0, 1] = (indices & _LOW_BITS)[:, None]
     counter[1, 1] = (indices >> _WORD)[:, None]
     return philox(counter, np.stack([seeds & _LOW_BITS, seeds >> _WORD]))[:, :num_words]
@@ -115,6 +128,34 @@ def draw(
     words = random_bits(seeds, indices, int(np.prod(shape)), stream)
     rows = uniform(words) if prior == "uniform" else normal(words)
     return rows.reshape(len(seeds), *shape)
+
+
+def draw_importance(
+    seeds: UInt64Array,
+    indices: UInt64Array,
+    first_samples: UInt64Array,
+    num_samples: int,
+    latent_dim: int,
+) -> FloatArray:
+    """Draw the noise of importance samples, standard normal.
+
+    Sample k of an image is a function of (seed, index, k): it is the same however many there are
+    and however they are split between runs.
+
+    Args:
+        seeds: Shape (N,).
+        indices: Shape (N,), the image that the samples are of.
+        first_samples: Shape (N,), number of each row's first sample.
+        num_samples: K, samples per row.
+        latent_dim: D.
+
+    Returns:
+        Shape (N, K, D).
+    """
+    samples = np.add.outer(first_samples, np.arange(num_samples, dtype=np.uint64))
+    every_seed, every_index = (np.repeat(array, num_samples) for array in (seeds, indices))
+    words = random_bits(every_seed, every_index, latent_dim, Stream.IMPORTANCE, samples.reshape(-1))
+    return normal(words).reshape(len(seeds), num_samples, latent_dim)
 
 
 def draw_labels(seeds: UInt64Array, indices: UInt64Array, num_classes: int) -> IntArray:

@@ -30,6 +30,25 @@ def binarize(images: FloatArray, method: Binarize, seed: int) -> FloatArray:
     return (uniforms < images).astype(np.float32)
 
 
+def log_mean_exp(log_weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return log 1/K Σ_k w_k, (N, K) -> (N,): the importance-weighted bound.
+
+    Source:
+        Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2015, arXiv:1509.00519,
+        equation 8.
+    """
+    return log_sum_exp(log_weights) - math.log(log_weights.shape[1])
+
+
+def log_sum_exp(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return log Σ_k exp(row_k), (N, K) -> (N,), without overflow; −∞ where all are."""
+    largest = rows.max(axis=1)
+    finite = np.where(np.isneginf(largest), 0.0, largest)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total: NDArray[np.float64] = finite + np.log(np.exp(rows - finite[:, None]).sum(axis=1))
+    return total
+
+
 def bits_per_dim(log_prob: float, image: Image) -> float:
     """Convert nats per image to bits per dimension: −log_prob / (num_dims · ln 2)."""
     return -log_prob / (image.num_dims * math.log(2))

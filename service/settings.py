@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.device import DeviceName, may_use_gpu
+from service.noise import MAX_SAMPLES
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -65,6 +66,12 @@ class Settings(BaseSettings):
         description="Most images that wait per graph, shared evenly by the processes; beyond, "
         "requests are refused. By default 4096 for each process, or PTHETA_MAX_ROWS if that is "
         "more.",
+    )
+    max_importance_samples: int = Field(
+        default=5000,
+        ge=1,
+        le=MAX_SAMPLES,
+        description="Most importance samples per image, where a likelihood is a bound.",
     )
     max_wait_s: float = Field(
         default=0.0, ge=0, description="Seconds to gather a batch; 0 never waits for company."

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.batcher import Rows
-from service.errors import InvalidRequestError, NoLatentSpaceError
+from service.errors import InvalidRequestError
 from service.graph import LABEL
 from service.images import (
     check_size,
@@ -25,9 +25,11 @@ from service.images import (
 from service.latents import Method, path_through
 from service.model import Model
 from service.noise import truncate
+from service.routes.anchors import Anchor, check_anchors, latents_of
 from service.routes.documentation import ANIMATIONS, answers
 from service.routes.endpoint import (
     Endpoint,
+    deadline,
     json_bytes,
     server_timing,
     service_of,
@@ -44,7 +46,7 @@ from service.routes.fields import (
 )
 from service.routes.labels import Labels, class_numbers, require_classes
 from service.routes.negotiation import MEDIA_TYPES, choose_format
-from service.routes.sample import Coordinate, cache_headers, is_known_to_client
+from service.routes.sample import cache_headers, is_known_to_client
 from service.service import Service
 
 router = APIRouter(route_class=Endpoint, tags=["generate"])
@@ -53,15 +55,6 @@ FORMATS = ("json", "png", "gif", "webp", "apng", "npy")
 MIN_ANCHORS, MAX_ANCHORS = 2, 64
 
 FloatArray = NDArray[np.float32]
-
-
-class Anchor(RequestModel):
-    """A point to walk through: exactly one of `seed`, `latent` and `image`."""
-
-    seed: Seed | None = None
-    index: int = Field(default=0, ge=0, lt=2**63)
-    latent: list[Coordinate] | None = Field(default=None, min_length=1, max_length=65_536)
-    image: str | None = Field(default=None, description="A picture in base64.")
 
 
 class Walk(RequestModel):
@@ -143,7 +136,7 @@ async def _answer(
     request: Request, model: Model, walk: Walk, anchors: list[Anchor], answer_format: str
 ) -> Response:
     service = service_of(request)
-    method = walk.method or _default_method(model)
+    method = walk.method or _default_method(model, anchors)
     num_frames = (len(anchors) - (not walk.loop)) * (walk.steps - 1) + (not walk.loop)
     if num_frames > service.settings.max_rows:
         raise InvalidRequestError.of_field(
@@ -155,28 +148,35 @@ async def _answer(
         check_size("png", num_frames * width, height)
     elif answer_format != "npy":
         check_size(answer_format, width, height, num_frames)
-    latents = np.stack(
-        [_latent_of(service, model, anchor, position) for position, anchor in enumerate(anchors)]
-    )
-    if walk.truncation != 1:  # else every bit stays
-        latents = truncate(latents, walk.truncation, model.manifest.noise.prior)
-    path = path_through(latents, walk.steps, method, loop=walk.loop)
-
-    rows: dict[str, NDArray[Any]] = {"noise": path}
+    check_anchors(service, model, anchors)
+    number = None
     if model.manifest.labels or walk.labels is not None:
-        rows[LABEL] = np.full(len(path), _class_of(service, model, walk, anchors), dtype=np.int64)
+        number = _class_of(service, model, walk, anchors)
 
     def finish(made: Rows) -> bytes:
         if answer_format == "json":
             return _json_answer(model, walk, method, made)
         return _encode(made["pixels"], walk, answer_format)
 
-    outcome = await model.generate(rows, finish, timeout_s=timeout_s(request, walk.timeout_ms))
-    headers = {"X-Model": model.reference, "Server-Timing": server_timing(outcome)}
+    limit_s = timeout_s(request, walk.timeout_ms)
+    async with deadline(limit_s):
+        latents, outcomes = await latents_of(service, model, anchors, number, limit_s)
+        if walk.truncation != 1:  # else every bit stays
+            latents = truncate(latents, walk.truncation, model.manifest.noise.prior)
+        path = path_through(latents, walk.steps, method, loop=walk.loop)
+        rows: dict[str, NDArray[Any]] = {"noise": path}
+        if number is not None:
+            rows[LABEL] = np.full(len(path), number, dtype=np.int64)
+        outcome = await model.generate(rows, finish, timeout_s=limit_s)
+    timing = server_timing(*outcomes, outcome)
+    headers = {"X-Model": model.reference, "Server-Timing": timing}
     return Response(outcome.value, headers=headers, media_type=MEDIA_TYPES[answer_format])
 
 
-def _default_method(model: Model) -> Method:
+def _default_method(model: Model, anchors: list[Anchor]) -> Method:
+    # The means of encoded images lie inside of the shell that draws from the prior are in.
+    if any(anchor.image is not None for anchor in anchors):
+        return "lerp"
     return "slerp" if model.manifest.noise.prior == "normal" else "lerp"
 
 
@@ -197,30 +197,6 @@ def _class_of(service: Service, model: Model, walk: Walk, anchors: list[Anchor])
             f"{model.reference} knows nothing between two classes: give one label for the path",
         )
     return int(numbers.pop())
-
-
-def _latent_of(service: Service, model: Model, anchor: Anchor, position: int) -> FloatArray:
-    pointer = f"/anchors/{position}"
-    given = [anchor.seed is not None, anchor.latent is not None, anchor.image is not None]
-    if sum(given) != 1:
-        text = "give exactly one of seed, latent and image"
-        raise InvalidRequestError(f"anchor {position}: {text}", [(pointer, text)])
-    if anchor.seed is not None:
-        return model.noise_of(anchor.seed, anchor.index)
-    if anchor.latent is not None:
-        (latent_dim,) = model.manifest.noise.shape
-        if len(anchor.latent) != latent_dim:
-            text = f"must have {latent_dim} numbers, has {len(anchor.latent)}"
-            raise InvalidRequestError(
-                f"anchor {position}: latent {text}", [(f"{pointer}/latent", text)]
-            )
-        return np.array(anchor.latent, dtype=np.float32)
-    with_encoder = [
-        other.manifest.name
-        for other in service.catalog.newest()
-        if "encode" in other.manifest.graphs
-    ]
-    raise NoLatentSpaceError(f"{model.reference} has no encoder, so it", with_encoder)
 
 
 def _encode(pixels: NDArray[np.uint8], walk: Walk, answer_format: str) -> bytes:

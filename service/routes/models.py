@@ -92,16 +92,19 @@ def describe(service: Service, model: Model) -> dict[str, Any]:
     manifest = model.manifest
     settings = service.settings
     base = f"/models/{manifest.name}/versions/{manifest.version}"
+    limits = {
+        "max_rows": settings.max_rows,
+        "max_body_bytes": settings.max_body_bytes,
+        "max_timeout_ms": round(1000 * settings.max_timeout_s),
+    }
+    if model.is_bound:
+        limits["max_importance_samples"] = settings.max_importance_samples
     links = {name: f"{base}/{name}" for name, (file, _) in _FILES.items() if file in manifest.files}
     return {
         **manifest.model_dump(mode="json", exclude={"schema_version"}),
         "operations": manifest.operations,
         "versions": service.catalog.versions(manifest.name),
-        "limits": {
-            "max_rows": settings.max_rows,
-            "max_body_bytes": settings.max_body_bytes,
-            "max_timeout_ms": round(1000 * settings.max_timeout_s),
-        },
+        "limits": limits,
         "links": links,
     }
 

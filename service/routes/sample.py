@@ -16,17 +16,8 @@ from starlette.responses import Response
 from service.batcher import Outcome, Rows
 from service.errors import InvalidRequestError, NoLatentSpaceError, UnsupportedOperationError
 from service.graph import LABEL, TRUNCATION
-from service.images import (
-    PictureFormat,
-    check_size,
-    encode_base64,
-    encode_npy,
-    encode_picture,
-    enlarge,
-    grid,
-    near_square_columns,
-)
-from service.manifest import Image, Manifest
+from service.images import encode_base64, encode_picture, enlarge
+from service.manifest import Manifest
 from service.model import Model, seeded_rows
 from service.noise import truncate
 from service.routes.documentation import PICTURES, answers
@@ -53,11 +44,11 @@ from service.routes.fields import (
 )
 from service.routes.labels import Labels, class_numbers, require_classes
 from service.routes.negotiation import MEDIA_TYPES, choose_format
+from service.routes.sheets import FORMATS, Columns, check_sheet, encode_sheet
 from service.service import Service
 
 router = APIRouter(route_class=Endpoint, tags=["generate"])
 
-FORMATS = ("json", "png", "webp", "jpeg", "npy")
 MAX_LATENT = 1e6
 
 FloatArray = NDArray[np.float32]
@@ -85,7 +76,7 @@ class SampleQuery(RequestModel):
     truncation: Truncation = 1.0
     temperature: float = Field(default=1.0, gt=0, le=10, description="Logits are divided by it.")
     format: str | None = Field(default=None, description=f"One of {', '.join(FORMATS)}.")
-    columns: int | None = Field(default=None, ge=1, le=1024, description="Near-square.")
+    columns: Columns = None
     scale: Scale = 1
     include: Annotated[tuple[Literal["latents", "log_prob"], ...], CommaSeparated, Unique] = Field(
         default=(), description="What else the JSON answer tells of each image."
@@ -186,7 +177,7 @@ def plan(
         raise InvalidRequestError.of_field(
             "n", f"at most {service.settings.max_rows} images per request, not {num_images}"
         )
-    _check_size(model.manifest.image, query, num_images, answer_format)
+    check_sheet(model.manifest.image, num_images, query.columns, query.scale, answer_format)
     if query.labels is not None:
         rows[LABEL] = class_numbers(query.labels, model, num_images)
     if query.truncation != 1 and latents is not None:
@@ -250,18 +241,12 @@ async def _answer(request: Request, sampling: Sampling, query: SampleQuery) -> R
 
 
 def _encoder(sampling: Sampling, query: SampleQuery) -> Callable[[Rows], bytes]:
-    match sampling.answer_format:
-        case "json":
-            return lambda made: _json_answer(sampling, query, made, None)
-        case "npy":
-            return lambda made: encode_npy(made["pixels"])
-    picture_format: PictureFormat = sampling.answer_format  # type: ignore[assignment]
-    columns = query.columns or near_square_columns(sampling.num_images)
+    answer_format = sampling.answer_format
+    if answer_format == "json":
+        return lambda made: _json_answer(sampling, query, made, None)
 
     def encode(made: Rows) -> bytes:
-        pixels = made["pixels"]
-        sheet = pixels[0] if len(pixels) == 1 == columns else grid(pixels, columns)
-        return encode_picture(enlarge(sheet, query.scale), picture_format)
+        return encode_sheet(made["pixels"], query.columns, query.scale, answer_format)
 
     return encode
 
@@ -306,18 +291,14 @@ def _check_options(service: Service, model: Model, query: SampleQuery) -> None:
         )
     if "log_prob" in query.include:
         service.find(model.reference, "log_prob")
+        if model.is_bound:
+            raise UnsupportedOperationError(
+                f"{model.reference} only bounds its likelihood, of images and not of the means "
+                "that it shows: send images to /log_prob, or ask an exact model",
+                [m.manifest.name for m in catalog.newest() if m.manifest.density == "exact"],
+            )
     if query.labels is not None:
         require_classes(service, model)
-
-
-def _check_size(image: Image, query: SampleQuery, num_images: int, answer_format: str) -> None:
-    _, height, width = image.shape
-    height, width = query.scale * height, query.scale * width
-    if answer_format == "json":
-        check_size("png", width, height, num_images)
-    elif answer_format != "npy":
-        columns = query.columns or near_square_columns(num_images)
-        check_size(answer_format, columns * width, -(-num_images // columns) * height)
 
 
 def _check_latents(

@@ -39,6 +39,7 @@ _FOREIGN_WARNINGS = (
 
 MODELS: dict[str, dict[str, Any]] = {
     "nade": {"hidden": 20},
+    "vae": {"latent_dim": 4, "hidden": 16, "encoder_channels": [4], "decoder_channels": [4]},
     "dcgan": {"latent_dim": 4, "generator_channels": [8, 4], "discriminator_channels": [4, 8]},
     "cgan": {"latent_dim": 4, "generator_channels": [8, 4], "discriminator_channels": [4, 8]},
     "gan": {"latent_dim": 4, "generator_hidden": [8, 6], "discriminator_hidden": [8, 4], "r1": 1.0},

@@ -30,6 +30,7 @@ EPOCHS = 3
 TRAININGS: dict[str, dict[str, Any]] = {
     "nade": {"ema_decay": 0.9, "schedule": "cosine", "warmup_steps": 3, "gradient_clip": 5.0},
     "dcgan": {"ema_decay": 0.9, "betas": [0.5, 0.999]},
+    "vae": {"ema_decay": 0.9, "schedule": "cosine"},
     "cgan": {"ema_decay": 0.9, "betas": [0.5, 0.999]},
     "gan": {"ema_decay": 0.9, "betas": [0.5, 0.99]},
     "markov": {},
@@ -59,7 +60,7 @@ train(recipe, Path(sys.argv[2]))
 """
 
 
-@pytest.fixture(params=["nade", "dcgan", "cgan", "gan"])
+@pytest.fixture(params=["nade", "dcgan", "cgan", "gan", "vae"])
 def recipe(request: pytest.FixtureRequest, make_recipe: Any) -> Recipe:
     training = {"epochs": EPOCHS, **TRAININGS[request.param]}
     recipe: Recipe = make_recipe(request.param, training=training)

@@ -14,6 +14,7 @@ from service.manifest import (
     FILM_FILE,
     GOLDEN_FILE,
     PREVIEW_FILE,
+    Density,
     Graph,
     Image,
     Manifest,
@@ -25,7 +26,7 @@ from service.manifest import (
     sha256_of,
     write_manifest,
 )
-from service.noise import draw
+from service.noise import draw, draw_importance
 
 HEIGHT, WIDTH, LATENT_DIM = 4, 8, 3
 MAX_BATCH_ROWS = 16
@@ -158,6 +159,70 @@ def square_log_prob(channels: int, *, has_conditionals: bool) -> str:
     }}"""
 
 
+# A posterior that is near the true one and wider, so that weights have a small spread.
+DECODER = np.random.default_rng(1).normal(size=(HEIGHT * WIDTH, LATENT_DIM)) / 8
+ENCODER = DECODER / 2
+POSTERIOR_STD = 1.2
+
+
+def linear_bound() -> str:
+    """Return the bound of a linear-Gaussian autoencoder, up to constants.
+
+    p(x|z) = N(z·DECODERᵀ, I), q(z|x) = N(x·ENCODER, POSTERIOR_STD²·I).
+    """
+    size = HEIGHT * WIDTH
+    return f"""
+    log_prob (float[N, 1, {HEIGHT}, {WIDTH}] image, float[N, K, {LATENT_DIM}] noise)
+            => (float[N] log_prob, float[N, K] log_weight) {{
+        flat = Constant <value_ints = [-1, {size}]> ()
+        first = Constant <value_ints = [1]> ()
+        last = Constant <value_ints = [2]> ()
+        half = Constant <value_float = 0.5> ()
+        std = Constant <value_float = {POSTERIOR_STD}> ()
+        encoder = {constant(ENCODER)}
+        decoder = {constant(DECODER.T)}
+        x = Reshape (image, flat)
+        mean = MatMul (x, encoder)
+        centre = Unsqueeze (mean, first)
+        step = Mul (noise, std)
+        z = Add (centre, step)
+        decoded = MatMul (z, decoder)
+        wide = Unsqueeze (x, first)
+        error = Sub (wide, decoded)
+        square_error = Mul (error, error)
+        total_error = ReduceSum <keepdims = 0> (square_error, last)
+        square_noise = Mul (noise, noise)
+        square_latent = Mul (z, z)
+        difference = Sub (square_noise, square_latent)
+        total_difference = ReduceSum <keepdims = 0> (difference, last)
+        both = Sub (total_difference, total_error)
+        halved = Mul (both, half)
+        entropy = Constant <value_float = {LATENT_DIM * np.log(POSTERIOR_STD):.8g}> ()
+        log_weight = Add (halved, entropy)
+        log_sum = ReduceLogSumExp <keepdims = 0> (log_weight, first)
+        count = Shape <start = 1, end = 2> (noise)
+        number = Cast <to = 1> (count)
+        log_number = Log (number)
+        log_prob = Sub (log_sum, log_number)
+    }}"""
+
+
+def linear_encoder() -> str:
+    """Return the posterior of `linear_bound`."""
+    return f"""
+    encode (float[N, 1, {HEIGHT}, {WIDTH}] image)
+            => (float[N, {LATENT_DIM}] mean, float[N, {LATENT_DIM}] log_var) {{
+        flat = Constant <value_ints = [-1, {HEIGHT * WIDTH}]> ()
+        encoder = {constant(ENCODER)}
+        x = Reshape (image, flat)
+        mean = MatMul (x, encoder)
+        zero = Constant <value_float = 0.0> ()
+        zeros = Mul (mean, zero)
+        constant = Constant <value_float = {2 * np.log(POSTERIOR_STD):.8g}> ()
+        log_var = Add (zeros, constant)
+    }}"""
+
+
 def identity_generator() -> str:
     """Return the noise itself as a picture."""
     shape = f"float[N, 1, {HEIGHT}, {WIDTH}]"
@@ -245,7 +310,7 @@ def write_bundle(
         version=version,
         family="tiny",
         description="Made up.",
-        density="exact" if "log_prob" in graphs else "implicit",
+        density=density_of(graphs),
         image=image,
         noise=noise,
         labels=labels,
@@ -256,6 +321,13 @@ def write_bundle(
     )
     write_manifest(folder, manifest)
     return folder
+
+
+def density_of(graphs: Mapping[Role, str]) -> Density:
+    """Tell from its graphs what a model knows of its likelihood."""
+    if "log_prob" not in graphs:
+        return "implicit"
+    return "bound" if "log_weight" in graphs["log_prob"] else "exact"
 
 
 def describe_graph(path: Path) -> Graph:
@@ -282,6 +354,8 @@ def golden_arrays(
     for role in roles:
         session = Session(folder / f"{role}.onnx")
         taken = {name: inputs[name] for name in session.inputs}
+        if role == "log_prob" and "noise" in taken:
+            taken["noise"] = draw_importance(indices * 0, indices, indices * 0, 2, LATENT_DIM)
         made = session.run(taken)
         inputs |= {name: array for name, array in made.items() if name == "image"}
         golden |= {f"{role}.{name}": array for name, array in (taken | made).items()}
@@ -319,3 +393,17 @@ def write_store(store: Path) -> Path:
         prior="uniform",
     )
     return store
+
+
+def write_vae_store(store: Path) -> Path:
+    """Write a model with a bound and an encoder, and others that have neither."""
+    write_bundle(
+        store,
+        "tiny-vae",
+        {
+            "generate": latent_generator(1),
+            "log_prob": linear_bound(),
+            "encode": linear_encoder(),
+        },
+    )
+    return write_store(store)

@@ -1,0 +1,288 @@
+"""Images in requests: JSON, multipart files or a .npy array, and the options that go with them."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.errors import (
+    InvalidRequestError,
+    MalformedRequestError,
+    UnsupportedMediaTypeError,
+)
+from service.images import decode_base64, decode_npy, decode_picture, from_pixels
+from service.manifest import Image, Operation, Role
+from service.model import Model
+from service.routes.documentation import BINARY
+from service.routes.endpoint import (
+    JSON_TYPES,
+    media_type_of,
+    read_body,
+    service_of,
+    validate_fields,
+    validate_json,
+    validate_query,
+)
+from service.routes.fields import ModelReference, RequestModel, Seed, TimeoutMs
+from service.routes.labels import Labels
+from service.scoring import Binarize, binarize
+
+JSON, FORM, NPY = "application/json", "multipart/form-data", "application/x-npy"
+
+FloatArray = NDArray[np.float32]
+
+
+class ImageOptions(RequestModel):
+    """Which model gets images, and how they are prepared for it."""
+
+    model: ModelReference | None = None
+    labels: Labels | None = Field(
+        default=None,
+        description="Class-conditional models: the class of the images; one label, or one each.",
+    )
+    binarize: Binarize | None = Field(
+        default=None, description="Binary models only: threshold at one half, or stochastic."
+    )
+    seed: Seed = Field(default=0, description="Of all that is random: here, of binarization.")
+    resize: bool = Field(default=False, description="Scale pictures of another size.")
+    convert: bool = Field(default=False, description="Turn colour to grey or grey to colour.")
+    format: str | None = Field(default=None, description="Of the answer.")
+    timeout_ms: TimeoutMs | None = None
+
+
+class ImageList(RequestModel):
+    """The images of a JSON request."""
+
+    images: list[Any] = Field(
+        min_length=1,
+        max_length=65_536,
+        description="Nested integers 0…255, (H, W) or (H, W, C), or pictures in base64.",
+    )
+
+
+OptionsT = TypeVar("OptionsT", bound=ImageOptions)
+
+
+@dataclass(frozen=True)
+class Upload(Generic[OptionsT]):
+    """A request with images that are not decoded yet.
+
+    Attributes:
+        options: All fields but the images.
+        model: The model that is asked for.
+        decode: Decodes the images, (N, C, H, W) in [0, 1]; 0 and 1 for a binary model.
+    """
+
+    options: OptionsT
+    model: Model
+    decode: Callable[[], FloatArray]
+
+
+async def read_upload(
+    request: Request,
+    options_type: type[OptionsT],
+    json_type: type[OptionsT],
+    operation: Operation,
+    role: Role,
+) -> Upload[OptionsT]:
+    """Read a request with images.
+
+    Args:
+        request: The request.
+        options_type: Its fields but the images.
+        json_type: Its fields with the images, as JSON has them.
+        operation: What the model must be able to do.
+        role: The graph whose queue must have room, or nothing is even read.
+
+    Raises:
+        ProblemError: The model, a field, the body or its media type is not possible.
+    """
+    media_type = media_type_of(request)
+    if media_type not in {*JSON_TYPES, FORM, NPY}:
+        raise UnsupportedMediaTypeError(media_type, [JSON, FORM, NPY])
+
+    def admit(options: OptionsT) -> Model:
+        model = service_of(request).find(options.model, operation)
+        model.graphs[role].batcher.admit(num_rows=1)
+        return model
+
+    if media_type == NPY:
+        options = validate_query(request, options_type)
+        admit(options)  # all is known but the images: do not even read them
+        body = await read_body(request)
+        model = admit(options)
+        image = model.manifest.image
+        return Upload(options, model, lambda: _decode_array(body, image, options))
+    body = await read_body(request)
+    if media_type == FORM:
+        fields, files = await _parse_form(request, body)
+        options = validate_fields(fields, options_type)
+        model = admit(options)
+        image = model.manifest.image
+        return Upload(options, model, lambda: _decode_pictures(files, image, options))
+    asked = await asyncio.to_thread(validate_json, body or b"{}", json_type)
+    model = admit(asked)
+    image = model.manifest.image
+    images: list[Any] = asked.images  # type: ignore[attr-defined]
+    return Upload(asked, model, lambda: _decode_json(images, image, asked))
+
+
+async def decode_upload(request: Request, upload: Upload[OptionsT]) -> FloatArray:
+    """Decode the images of a request in a worker thread.
+
+    Raises:
+        InvalidRequestError: An image is not one of the model's, or there are too many.
+    """
+    service = service_of(request)
+    images = await service.workers.run(upload.decode)
+    if len(images) > service.settings.max_rows:
+        raise InvalidRequestError.of_field(
+            "images", f"at most {service.settings.max_rows} per request, not {len(images)}"
+        )
+    return images
+
+
+def check_binarize(upload: Upload[OptionsT]) -> None:
+    """Refuse a way to binarize where the model takes grey levels.
+
+    Raises:
+        InvalidRequestError: It does.
+    """
+    model = upload.model
+    if upload.options.binarize is not None and model.manifest.image.values != "binary":
+        raise InvalidRequestError.of_field(
+            "binarize", f"{model.reference} takes grey levels as they are"
+        )
+
+
+def decode_one(text: str, image: Image) -> FloatArray:
+    """Decode one picture in base64, (1, C, H, W), at one half for a binary model.
+
+    Raises:
+        ValueError: It is no such picture.
+    """
+    options = ImageOptions()
+    return _prepare(
+        from_pixels(_decode_file(decode_base64(text), image, options)[None], image), image, options
+    )
+
+
+def document_body(json_type: type[RequestModel], model: str) -> dict[str, Any]:
+    """Describe such a request for the OpenAPI document.
+
+    Args:
+        json_type: Its fields as JSON.
+        model: Name of a model for the example.
+    """
+    schema = json_type.model_json_schema(ref_template="#/components/schemas/{model}")
+    example = {"model": model, "images": [[[0] * 28 for _ in range(28)]]}
+    files = {"type": "array", "items": BINARY}
+    form = {"type": "object", "properties": {"images": files}, "additionalProperties": True}
+    content = {
+        JSON: {"schema": schema, "example": example},
+        FORM: {"schema": form},
+        NPY: {"schema": BINARY},
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _parse_form(request: Request, body: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    if not body.rstrip().endswith(b"--"):
+        raise MalformedRequestError("the form cannot be read: its end is missing")
+    max_rows = service_of(request).settings.max_rows
+    parser = MultiPartParser(request.headers, stream(), max_files=max_rows, max_fields=32)
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        reason = getattr(error, "message", "is the boundary right?")
+        raise MalformedRequestError(f"the form cannot be read: {reason}") from error
+    fields: dict[str, Any] = {}
+    files: list[bytes] = []
+    try:
+        for name, value in form.multi_items():
+            if not isinstance(value, UploadFile):
+                if name in fields:
+                    raise InvalidRequestError.of_field(name, "is given twice; give it once")
+                fields[name] = value
+            elif name == "images":
+                files.append(await value.read())
+            else:
+                raise InvalidRequestError.of_field(name, "files are sent as `images`")
+    finally:
+        await form.close()
+    if not files:
+        raise InvalidRequestError.of_field("images", "send at least one file")
+    return fields, files
+
+
+def _decode_array(body: bytes, image: Image, options: ImageOptions) -> FloatArray:
+    try:
+        pixels = decode_npy(body)
+        if pixels.dtype not in (np.uint8, np.float32):
+            raise ValueError(f"the array must be uint8 or float32, not {pixels.dtype}")
+        scaled = from_pixels(pixels, image)
+        if not len(scaled):
+            raise ValueError("the array holds no image")
+    except ValueError as error:
+        raise InvalidRequestError.of_field("images", str(error)) from error
+    return _prepare(scaled, image, options)
+
+
+def _decode_pictures(files: list[bytes], image: Image, options: ImageOptions) -> FloatArray:
+    return _decode_each(files, lambda file: _decode_file(file, image, options), image, options)
+
+
+def _decode_json(images: list[Any], image: Image, options: ImageOptions) -> FloatArray:
+    def decode(item: Any) -> NDArray[np.generic]:
+        if isinstance(item, str):
+            return _decode_file(decode_base64(item), image, options)
+        pixels = _as_array(item)
+        if pixels.dtype.kind not in "iu":
+            raise ValueError("must be integers from 0 to 255, or a picture in base64")
+        return pixels
+
+    return _decode_each(images, decode, image, options)
+
+
+def _as_array(item: Any) -> NDArray[np.generic]:
+    try:
+        return np.array(item)
+    except (ValueError, OverflowError) as error:
+        raise ValueError("must be a full (H, W) or (H, W, C) array") from error
+
+
+def _decode_file(file: bytes, image: Image, options: ImageOptions) -> NDArray[np.uint8]:
+    return decode_picture(file, image, resize=options.resize, convert=options.convert)
+
+
+def _decode_each(
+    items: list[Any],
+    decode: Callable[[Any], NDArray[np.generic]],
+    image: Image,
+    options: ImageOptions,
+) -> FloatArray:
+    decoded = []
+    for position, item in enumerate(items):
+        try:
+            decoded.append(from_pixels(decode(item)[None], image))
+        except ValueError as error:
+            raise InvalidRequestError(
+                f"image {position}: {error}", [(f"/images/{position}", str(error))]
+            ) from error
+    return _prepare(np.concatenate(decoded), image, options)
+
+
+def _prepare(images: FloatArray, image: Image, options: ImageOptions) -> FloatArray:
+    if image.values == "binary":
+        return binarize(images, options.binarize or "threshold", options.seed)
+    return images
