@@ -8,27 +8,35 @@ fairness  single GAN images while one client asks for 1,000 autoregressive image
 
 import argparse
 import asyncio
+import json
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import uvloop
 
 from benchmarks.load import put_load
 from service.settings import Settings
 
 BASE = "http://127.0.0.1:8903"
 MAX_QUEUE_ROWS = 1024 * Settings().num_processes
-WORK = {"model": "nade-mnist", "n": 64, "format": "npy"}
+WORK = {"model": "nade-mnist", "n": 16, "format": "npy"}
+# A queue of three requests per process: who is let in is served soon, the others know at once.
+OVERLOAD_SETTINGS = {
+    "PTHETA_MAX_ROWS": "16",
+    "PTHETA_MAX_QUEUE_ROWS": str(48 * Settings().num_processes),
+}
 MIX: tuple[dict[str, Any], ...] = (
     {"model": "dcgan-fashion", "n": 1, "format": "png"},
     {"model": "dcgan-fashion", "n": 16, "format": "npy"},
@@ -46,14 +54,19 @@ class Tally:
     failures: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
     without_retry_after: int = 0
+    seconds_taken: float = 0.0
 
-    def note(self, response: httpx.Response, seconds: float) -> None:
-        """Count an answer."""
-        self.seconds.setdefault(response.status_code, []).append(seconds)
-        if response.status_code >= 400:
-            self.refusals[response.json()["type"]] += 1
-        if response.status_code == 503 and "retry-after" not in response.headers:
+    def note(self, status: int, headers: Mapping[str, str], body: bytes, seconds: float) -> None:
+        """Count an answer; the names of its headers are in lower case."""
+        self.seconds.setdefault(status, []).append(seconds)
+        if status >= 400:
+            self.refusals[json.loads(body)["type"]] += 1
+        if status == 503 and "retry-after" not in headers:
             self.without_retry_after += 1
+
+    def note_response(self, response: httpx.Response, seconds: float) -> None:
+        """Count an answer that httpx has got."""
+        self.note(response.status_code, response.headers, response.content, seconds)
 
     def line(self) -> str:
         """Say it in one line: status: count, median, p99."""
@@ -79,10 +92,11 @@ def main() -> None:
     if options.command == "drain":
         asyncio.run(drain(options.store, options.times))
         return
-    process = start_server(options.store)
+    overloads = options.command == "overload"
+    process = start_server(options.store, OVERLOAD_SETTINGS if overloads else {})
     try:
-        if options.command == "overload":
-            asyncio.run(overload(options.seconds or 60))
+        if overloads:
+            uvloop.run(overload(options.seconds or 60))
         elif options.command == "fairness":
             asyncio.run(fairness(options.seconds or 30))
         else:
@@ -92,7 +106,7 @@ def main() -> None:
         print("exit status", process.wait(timeout=60))
 
 
-def start_server(store: str) -> "subprocess.Popen[bytes]":
+def start_server(store: str, chosen: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
     """Start the service and wait until it is ready."""
     port = BASE.rpartition(":")[2]
     settings = {
@@ -103,7 +117,7 @@ def start_server(store: str) -> "subprocess.Popen[bytes]":
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "service"],
-        env={**os.environ, **settings},
+        env={**os.environ, **settings, **(chosen or {})},
         stdout=subprocess.DEVNULL,
     )
     for _ in range(300):
@@ -119,8 +133,9 @@ def start_server(store: str) -> "subprocess.Popen[bytes]":
 
 async def overload(seconds: float) -> None:
     """Offer three times what the service sustains, open loop; then one third of what it does."""
-    async with httpx.AsyncClient(base_url=BASE, timeout=30, limits=_no_limits()) as client:
-        rate = await _sustainable(client)
+    async with httpx.AsyncClient(base_url=BASE, timeout=30) as client:
+        connections = Connections()
+        rate = await _sustainable(connections)
         print(f"sustainable: {rate:.1f} requests/s of {WORK['n']} images")
         for name, factor, duration in (
             ("normal", 0.7, 10.0),
@@ -130,11 +145,12 @@ async def overload(seconds: float) -> None:
         ):
             queues: list[float] = []
             watcher = asyncio.create_task(_watch_queue(client, queues))
-            tally = await _open_loop(client, factor * rate, duration)
+            tally = await _open_loop(connections, factor * rate, duration)
             watcher.cancel()
             print(
-                f"{name} ({factor} ×): {tally.line()}; queue at most {max(queues, default=0):.0f} "
-                f"rows; refusals without Retry-After {tally.without_retry_after}"
+                f"{name} ({factor} × for {tally.seconds_taken:.1f} s): {tally.line()}; queue at "
+                f"most {max(queues, default=0):.0f} rows; refusals without Retry-After "
+                f"{tally.without_retry_after}"
             )
 
 
@@ -207,35 +223,67 @@ async def drain(store: str, times: int) -> None:
     )
 
 
-async def _sustainable(client: httpx.AsyncClient) -> float:
+class Connections:
+    """A client that costs little: the load must not take the cores from what it is put on."""
+
+    def __init__(self) -> None:
+        self._host, _, port = BASE.rpartition("/")[2].partition(":")
+        self._port = int(port)
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def post(self, tally: Tally, body: dict[str, Any]) -> int:
+        """Ask for samples, note the answer and return its status."""
+        began = time.monotonic()
+        content = json.dumps(body).encode()
+        try:
+            reader, writer = (
+                self._idle.pop()
+                if self._idle
+                else await asyncio.open_connection(self._host, self._port)
+            )
+            writer.write(
+                b"POST /sample HTTP/1.1\r\nHost: loopback\r\nContent-Type: application/json\r\n"
+                b"Content-Length: %d\r\n\r\n%b" % (len(content), content)
+            )
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            length = re.search(r"(?i)\r\ncontent-length: (\d+)", head)
+            answer = await reader.readexactly(int(length[1])) if length else b""
+        except (OSError, EOFError) as error:
+            tally.failures[type(error).__name__] += 1
+            return 0
+        seconds = time.monotonic() - began
+        status = int(head.split(" ", 2)[1])
+        headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
+        tally.note(status, headers, answer, seconds)
+        if headers.get("connection") == "close":
+            writer.close()
+        else:
+            self._idle.append((reader, writer))
+        return status
+
+
+async def _sustainable(connections: Connections) -> float:
     deadline = time.monotonic() + 5
-    count = 0
+    count, tally = 0, Tally()
 
     async def ask() -> None:
         nonlocal count
         while time.monotonic() < deadline:
-            response = await client.post("/sample", json=WORK)
-            count += response.status_code == 200
+            status = await connections.post(tally, WORK)
+            count += status == 200
 
-    await asyncio.gather(*(ask() for _ in range(6)))
+    await asyncio.gather(*(ask() for _ in range(8)))
     return count / 5
 
 
-async def _open_loop(client: httpx.AsyncClient, rate: float, seconds: float) -> Tally:
+async def _open_loop(connections: Connections, rate: float, seconds: float) -> Tally:
     tally = Tally()
-
-    async def ask() -> None:
-        began = time.monotonic()
-        try:
-            tally.note(await client.post("/sample", json=WORK), time.monotonic() - began)
-        except httpx.TransportError as error:
-            tally.failures[type(error).__name__] += 1
-
     began, asking = time.monotonic(), []
     for number in range(int(rate * seconds)):
         await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-        asking.append(asyncio.create_task(ask()))
+        asking.append(asyncio.create_task(connections.post(tally, WORK)))
     await asyncio.gather(*asking)
+    tally.seconds_taken = time.monotonic() - began
     return tally
 
 
@@ -251,7 +299,7 @@ async def _repeat(client: httpx.AsyncClient, body: dict[str, Any], tally: Tally)
     while True:
         began = time.monotonic()
         response = await client.post("/sample", json={**body, "seed": random.getrandbits(40)})
-        tally.note(response, time.monotonic() - began)
+        tally.note_response(response, time.monotonic() - began)
 
 
 async def _careless_client(deadline: float, tally: Tally) -> None:
@@ -268,7 +316,7 @@ async def _timed(
     began = time.monotonic()
     try:
         async with asyncio.timeout(patience):
-            tally.note(await ask(), time.monotonic() - began)
+            tally.note_response(await ask(), time.monotonic() - began)
     except TimeoutError:
         tally.failures["hung up"] += 1
     except httpx.TransportError as error:
@@ -284,7 +332,7 @@ async def _patient_client(stop: asyncio.Event, tally: Tally) -> None:
         while not stop.is_set():
             began = time.monotonic()
             try:
-                tally.note(await client.post("/sample", json=_any_request()), began)
+                tally.note_response(await client.post("/sample", json=_any_request()), began)
             except httpx.ConnectError:  # never accepted, so not lost
                 await asyncio.sleep(0.05)
             except httpx.TransportError as error:
@@ -309,10 +357,6 @@ def _footprint(pid: int) -> tuple[int, int, int]:
 
 def _quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
-def _no_limits() -> httpx.Limits:
-    return httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
 if __name__ == "__main__":

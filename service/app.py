@@ -123,7 +123,8 @@ class Application(FastAPI):
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"].append((b"x-request-id", request_id.encode()))
-                if service.phase != "serving":  # another process will
+                # Where another process does, or has more time.
+                if service.phase != "serving" or service.sheds_connection():
                     message["headers"].append((b"connection", b"close"))
             elif not message.get("more_body"):
                 if _leaves_body_unread(scope):

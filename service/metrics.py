@@ -88,6 +88,7 @@ class Metrics(Collector):
         )
         self._routes: dict[tuple[str, str], dict[int | str, tuple[str, ...]]] = {}
         self._durations: dict[str, int] = {}
+        self._calls = ledger.open(1)
         self._queues: list[tuple[tuple[str, str], int, Queue]] = []
         self._models: list[Manifest] = []
         self._broken: list[str] = []
@@ -135,6 +136,12 @@ class Metrics(Collector):
     def on_refusal(self, slug: str) -> None:
         """Note a request that has been refused."""
         self._rejections.add((slug,))
+
+    def share_calls(self, num_calls: int) -> float:
+        """Tell all processes how many calls this one has under way; returns their mean."""
+        self._ledger.own[self._calls] = num_calls
+        calls = self._ledger.by_process(self._calls)
+        return sum(calls) / len(calls)
 
     def refresh(self) -> None:
         """Read the queues; called a few times a second, so that nothing is on the hot path."""

@@ -46,6 +46,9 @@ class Server(uvicorn.Server):
             port=settings.port,
             http=Protocol,
             server_header=False,
+            # Longer than load balancers keep theirs (60 s), who else would now and then send a
+            # request into a connection that is being closed.
+            timeout_keep_alive=75,
             access_log=False,  # the application logs with request ids
             proxy_headers=False,  # nobody asks for the address of a client
             log_config=None,
@@ -68,8 +71,8 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Look after the drain window and the queues' figures, ten times a second."""
-        self._app.state.service.metrics.refresh()
+        """Look after the drain window and what processes tell each other, ten times a second."""
+        self._app.state.service.tick()
         if self._drained_at is not None and time.monotonic() >= self._drained_at:
             self.should_exit = True
         return await super().on_tick(counter)

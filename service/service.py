@@ -42,6 +42,7 @@ class Service:
         self._stage: Literal["loading", "serving", "stopped"] = "loading"
         self._loading: asyncio.Task[None] | None = None
         self._failure = ""
+        self._num_to_shed = 0
 
     @property
     def phase(self) -> Phase:
@@ -73,6 +74,23 @@ class Service:
     def start(self) -> None:
         """Load the models and begin to answer; until then every answer is that they load."""
         self._loading = asyncio.create_task(self._start())
+
+    def tick(self) -> None:
+        """Tell the other processes how busy this one is; called a few times a second."""
+        self.metrics.refresh()
+        num_calls = self.workers.num_calls
+        self._num_to_shed = int(max(0, num_calls - self.metrics.share_calls(num_calls)) / 2)
+
+    def sheds_connection(self) -> bool:
+        """Tell whether the next answer should ask its client to connect anew.
+
+        The kernel spreads connections blindly, and clients keep them: a process that has more
+        calls than its siblings gives a few away, half of the difference at a time.
+        """
+        if not self._num_to_shed:
+            return False
+        self._num_to_shed -= 1
+        return True
 
     def begin_drain(self) -> None:
         """Tell load balancers to go elsewhere, but go on serving."""

@@ -51,6 +51,11 @@ class Ledger:
         totals: list[float] = self._all[:, start : start + count].sum(axis=0).tolist()
         return totals
 
+    def by_process(self, position: int) -> list[float]:
+        """List one number of each process."""
+        numbers: list[float] = self._all[:, position].tolist()
+        return numbers
+
 
 class Counter:
     """Counts per combination of labels; combinations are opened before they are counted.

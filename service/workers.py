@@ -9,6 +9,10 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
+# A request that has been read is handled one round of the event loop later, and its answer leaves
+# in the next: who is refused need not wait for a run.
+_ROUNDS_TO_REFUSE = 4
+
 
 class Queue(Protocol):
     """What workers ask of a batcher; a batch means nothing to them."""
@@ -38,7 +42,10 @@ class Workers:
     since they would keep the other cores idle. They pass the long ones that occupy the threads.
 
     Nobody is waited for, but what has arrived is read before a batch is closed: turns are granted
-    in the first round of the event loop that brings no further call.
+    in the first round of the event loop that brings no further call, or soon where a batch is full.
+
+    Attributes:
+        num_calls: Accepted calls that have no answer yet.
 
     Args:
         num_threads: Runs at once.
@@ -54,9 +61,10 @@ class Workers:
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="ptheta-worker")
         self._num_threads = num_threads
         self._num_free = num_threads
-        self._num_calls = 0
+        self.num_calls = 0
         self._num_entered = 0
         self._num_gathered = 0
+        self._num_rounds = 0
         self._turns: deque[Queue] = deque()
         self._is_granting = False
         self._idle = asyncio.Event()
@@ -64,13 +72,13 @@ class Workers:
 
     def enter(self) -> None:
         """Count a call that has been accepted."""
-        self._num_calls += 1
+        self.num_calls += 1
         self._num_entered += 1
         self._idle.clear()
 
     def leave(self) -> None:
         """Count a call that has its answer, or whose caller has gone."""
-        self._num_calls -= 1
+        self.num_calls -= 1
         self._rest()
 
     def ask(self, batcher: Queue) -> None:
@@ -99,10 +107,13 @@ class Workers:
     def _gather(self) -> None:
         self._is_granting = False
         is_full = any(queue.num_queued_rows >= queue.max_batch_rows for queue in self._turns)
-        if self._num_gathered == self._num_entered or is_full:
+        is_quiet = self._num_gathered == self._num_entered
+        self._num_gathered = self._num_entered
+        self._num_rounds += 1
+        if is_quiet or (is_full and self._num_rounds >= _ROUNDS_TO_REFUSE):
+            self._num_rounds = 0
             self._grant()
         else:
-            self._num_gathered = self._num_entered
             self._grant_soon()
 
     def _grant(self) -> None:
@@ -112,7 +123,7 @@ class Workers:
         while self._turns:
             batcher = self._turns.popleft()
             num_quick = batcher.num_quick_rows(self._quick_s)
-            if num_quick and (self._leaves_no_core_idle or self._num_calls == 1):
+            if num_quick and (self._leaves_no_core_idle or self.num_calls == 1):
                 self._run_here(batcher, num_quick)
                 if batcher.num_queued_rows:
                     not_done.append(batcher)
@@ -152,5 +163,5 @@ class Workers:
         self._rest()
 
     def _rest(self) -> None:
-        if not self._num_calls and self._num_free == self._num_threads:
+        if not self.num_calls and self._num_free == self._num_threads:
             self._idle.set()
