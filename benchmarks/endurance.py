@@ -32,10 +32,10 @@ from service.settings import Settings
 BASE = "http://127.0.0.1:8903"
 MAX_QUEUE_ROWS = 1024 * Settings().num_processes
 WORK = {"model": "nade-mnist", "n": 16, "format": "npy"}
-# A queue of three requests per process: who is let in is served soon, the others know at once.
+# A queue of two requests per process: who is let in is served soon, the others know at once.
 OVERLOAD_SETTINGS = {
     "PTHETA_MAX_ROWS": "16",
-    "PTHETA_MAX_QUEUE_ROWS": str(48 * Settings().num_processes),
+    "PTHETA_MAX_QUEUE_ROWS": str(32 * Settings().num_processes),
 }
 MIX: tuple[dict[str, Any], ...] = (
     {"model": "dcgan-fashion", "n": 1, "format": "png"},
