@@ -54,6 +54,7 @@ class Session:
         )
         self.device = device
         used, wanted = self._session.get_providers()[0], device.providers[0][0]
+        self._memory = "cpu" if used == "CPUExecutionProvider" else "cuda"
         if used != wanted:
             logger.warning("%s runs on %s: %s could not start", path, used, wanted)
         self.inputs = [tensor.name for tensor in self._session.get_inputs()]
@@ -81,7 +82,7 @@ class Session:
         if stop is not None:
             stop.on_request(lambda: setattr(options, "terminate", True))
         try:
-            outputs = self._session.run(None, dict(inputs), options)
+            outputs = self._run(inputs, options)
         except Exception as error:
             if stop is not None and stop.requested:
                 raise StoppedError from error
@@ -89,6 +90,21 @@ class Session:
         if padding:
             outputs = [output[:num_rows] for output in outputs]
         return dict(zip(self.outputs, outputs, strict=True))
+
+    def _run(self, inputs: Rows, options: onnxruntime.RunOptions) -> list[NDArray[Any]]:
+        if not self.device.pads_batches:
+            outputs: list[NDArray[Any]] = self._session.run(None, dict(inputs), options)
+            return outputs
+        # On a GPU, inputs go straight from their arrays to the device, and outputs stay there
+        # until all of them are computed, instead of one synchronous copy after the other.
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in self.outputs:
+            binding.bind_output(name, self._memory)
+        self._session.run_with_iobinding(binding, options)
+        copied: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
+        return copied
 
 
 class Graph:
