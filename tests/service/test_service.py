@@ -1,0 +1,53 @@
+"""What a process does for its siblings."""
+
+from pathlib import Path
+
+import pytest
+
+from service.board import Board
+from service.service import Service
+from service.settings import Settings
+from tests.service.conftest import Serve
+
+pytestmark = pytest.mark.anyio
+
+
+def shed(service: Service) -> int:
+    """Count the connections that a busy process gives away until it looks around again."""
+    service.tick()
+    return sum(service.sheds_connection() for _ in range(100))
+
+
+@pytest.mark.parametrize(
+    ("num_calls", "num_shed"), [(0, 0), (1, 0), (3, 0), (4, 1), (8, 2), (40, 10)]
+)
+async def test_a_process_gives_half_of_its_surplus_to_an_idle_sibling(
+    tiny_store: Path, num_calls: int, num_shed: int
+) -> None:
+    service = Service(Settings(model_store=tiny_store), Board(2))
+    for _ in range(num_calls):
+        service.workers.enter()
+    assert shed(service) == num_shed
+
+
+async def test_processes_that_are_equally_busy_give_nothing_away(tiny_store: Path) -> None:
+    service = Service(Settings(model_store=tiny_store), Board(2))
+    for _ in range(40):
+        service.workers.enter()
+    service.tick()
+    service.metrics.take_place(1)  # the sibling, in the same memory
+    assert shed(service) == 0
+
+
+async def test_a_process_without_siblings_keeps_its_connections(tiny_store: Path) -> None:
+    service = Service(Settings(model_store=tiny_store))
+    for _ in range(40):
+        service.workers.enter()
+    assert shed(service) == 0
+
+
+def test_an_answer_may_ask_to_connect_anew(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as running:
+        assert "connection" not in running.client.get("/livez").headers
+        monkeypatch.setattr(running.service, "sheds_connection", lambda: True)
+        assert running.client.get("/livez").headers["connection"] == "close"
