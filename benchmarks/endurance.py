@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 import uvloop
 
-from benchmarks.load import put_load
+from benchmarks.load import memory_bytes, put_load
 from service.settings import Settings
 
 BASE = "http://127.0.0.1:8903"
@@ -179,7 +179,7 @@ async def soak(pid: int, seconds: float) -> None:
     """Mixed load in which a third of the clients hang up; prints how the process grows."""
     deadline = time.monotonic() + seconds
     tally = Tally()
-    samples: list[tuple[float, int, int, int]] = []
+    samples: list[tuple[float, int, int, int, int]] = []
 
     async def watch() -> None:
         began = time.monotonic()
@@ -193,12 +193,18 @@ async def soak(pid: int, seconds: float) -> None:
     watcher.cancel()
     samples.append((samples[-1][0] + 5, *_footprint(pid)))
     settled = [s for s in samples if s[0] >= min(60, seconds / 4)]
-    slope = statistics.linear_regression([s[0] for s in settled], [s[1] for s in settled]).slope
     print(tally.line())
-    print(f"RSS {settled[0][1] / 1e6:.1f} → {settled[-1][1] / 1e6:.1f} MB, ", end="")
-    print(f"slope {60 * slope / 1e6:+.2f} MB/min over {settled[-1][0] - settled[0][0]:.0f} s")
-    print(f"threads {sorted({s[2] for s in settled})}, files: first {settled[0][3]}, ", end="")
-    print(f"last {settled[-1][3]}, most {max(s[3] for s in settled)}")
+    for name, column in (("RSS", 1), ("PSS", 2)):
+        for part, label in ((settled, "all"), (settled[len(settled) // 2 :], "second half")):
+            first, last = part[0], part[-1]
+            times, sizes = [s[0] for s in part], [s[column] / 1e6 for s in part]
+            slope = 60 * statistics.linear_regression(times, sizes).slope
+            print(
+                f"{name}, {label}: {sizes[0]:.1f} → {sizes[-1]:.1f} MB, slope {slope:+.2f} MB/min "
+                f"over {last[0] - first[0]:.0f} s"
+            )
+    print(f"threads {sorted({s[3] for s in settled})}, files: first {settled[0][4]}, ", end="")
+    print(f"last {settled[-1][4]}, most {max(s[4] for s in settled)}")
 
 
 async def drain(store: str, times: int) -> None:
@@ -339,8 +345,13 @@ async def _patient_client(stop: asyncio.Event, tally: Tally) -> None:
                 tally.failures[type(error).__name__] += 1
 
 
-def _footprint(pid: int) -> tuple[int, int, int]:
-    """Return resident bytes, threads and open files of a process and all its descendants."""
+def _footprint(pid: int) -> tuple[int, int, int, int]:
+    """Return resident and proportional bytes, threads and open files of a process and its heirs."""
+    resident, threads, files = _own_footprint(pid)
+    return resident, memory_bytes(pid), threads, files
+
+
+def _own_footprint(pid: int) -> tuple[int, int, int]:
     folder = Path(f"/proc/{pid}")
     status = (folder / "status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in status)
@@ -350,7 +361,7 @@ def _footprint(pid: int) -> tuple[int, int, int]:
         len(list((folder / "fd").iterdir())),
     )
     children = (folder / f"task/{pid}/children").read_text().split()
-    parts = [own, *(_footprint(int(child)) for child in children)]
+    parts = [own, *(_own_footprint(int(child)) for child in children)]
     resident, threads, files = (sum(column) for column in zip(*parts, strict=True))
     return resident, threads, files
 

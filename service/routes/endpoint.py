@@ -22,6 +22,7 @@ from service.errors import (
     UnsupportedMediaTypeError,
 )
 from service.service import Service
+from service.transport import DEPARTURES
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Handler = Callable[..., Awaitable[Response]]
@@ -67,7 +68,8 @@ class Endpoint(APIRoute):
 class Watch:
     """Ends the work for a request whose body does not come or whose client has gone.
 
-    One timer serves both, and a request that is answered quickly pays for nothing else.
+    Our own server tells of departures; under another, a task waits for them, which only requests
+    that take some time pay for.
 
     Args:
         request: The request, in whose task this is created.
@@ -80,6 +82,9 @@ class Watch:
         self._reason: type[SlowRequestError] | type[ClientDisconnect] | None = None
         self._departure: asyncio.Task[None] | None = None
         self._body_timeout_s = service_of(request).settings.body_timeout_s
+        self._departures = request.scope.get("extensions", {}).get(DEPARTURES)
+        if self._departures is not None:
+            self._departures.add(self._depart)
         loop = asyncio.get_running_loop()
         self._body_deadline = loop.time() + self._body_timeout_s
         self._timer = loop.call_later(_WATCH_AFTER_S, self._look)
@@ -101,12 +106,15 @@ class Watch:
     def end(self) -> None:
         """Stop watching."""
         self._timer.cancel()
+        if self._departures is not None:
+            self._departures.discard(self._depart)
         if self._departure is not None:
             self._departure.cancel()
 
     def _look(self) -> None:
         if self.body_is_read:
-            self._departure = asyncio.create_task(self._wait_for_departure())
+            if self._departures is None:
+                self._departure = asyncio.create_task(self._wait_for_departure())
             return
         loop = asyncio.get_running_loop()
         if loop.time() >= self._body_deadline:
@@ -119,6 +127,10 @@ class Watch:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
         self._cancel(ClientDisconnect)
+
+    def _depart(self) -> None:
+        if self.body_is_read:
+            self._cancel(ClientDisconnect)
 
     def _cancel(self, reason: type[SlowRequestError] | type[ClientDisconnect]) -> None:
         self._reason = reason
