@@ -35,6 +35,7 @@ def binary_images(num_images: int, size: int, seed: int = 0) -> Tensor:
         ("bernoulli", {}, 784),
         ("markov", {"order": 1}, 2 * 784 - 1),
         ("markov", {"order": 5}, sum(2 ** min(i, 5) for i in range(784))),
+        ("fvsbn", {}, 784 * 783 // 2 + 784),  # the strictly lower triangle and the biases
         ("nade", {"hidden": 500}, 785_284),  # 2DH + D + H
     ],
 )
@@ -58,7 +59,7 @@ def test_an_unknown_family_is_refused(make_recipe: Any) -> None:
         make_model(make_recipe, "unheard")
 
 
-@pytest.mark.parametrize("family", ["bernoulli", "markov", "nade"])
+@pytest.mark.parametrize("family", ["bernoulli", "fvsbn", "markov", "nade"])
 def test_binary_families_refuse_grey_images(make_recipe: Any, family: str) -> None:
     """On greys their formula is a cross-entropy and no log-likelihood."""
     with pytest.raises(ValueError, match=r"set data.binarization"):
@@ -153,7 +154,7 @@ def inputs_for(model: GenerativeModel, module: torch.nn.Module, size: int) -> An
     return golden_inputs(model, module, Images(pixels, np.zeros(8, dtype=np.int64)))
 
 
-@pytest.mark.parametrize("family", ["bernoulli", "dcgan", "markov", "nade"])
+@pytest.mark.parametrize("family", ["bernoulli", "dcgan", "fvsbn", "markov", "nade"])
 def test_rows_of_shipped_size_have_the_same_bits_in_every_batch(
     make_recipe: Any, tmp_path: Path, family: str
 ) -> None:
