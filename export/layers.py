@@ -40,7 +40,12 @@ def logit(probs: Tensor) -> Tensor:
     return torch.log(probs) - torch.log1p(-probs)
 
 
-def thresholds(noise: Tensor, temperature: Tensor, known: Tensor, known_mask: Tensor) -> Tensor:
+def thresholds(
+    noise: Tensor,
+    temperature: Tensor,
+    known: Tensor | None = None,
+    known_mask: Tensor | None = None,
+) -> Tensor:
     """Turn uniform noise into thresholds: a binary pixel is 1 where its logit lies above.
 
     u < σ(l / T) is T·logit(u) < l, so sampling needs no sigmoid per step, temperature costs
@@ -49,7 +54,7 @@ def thresholds(noise: Tensor, temperature: Tensor, known: Tensor, known_mask: Te
     Args:
         noise: Uniform, shape (N, C, H, W).
         temperature: Shape (N,), positive.
-        known: Known pixels in [0, 1], shape (N, C, H, W).
+        known: Known pixels in [0, 1], shape (N, C, H, W); none by default.
         known_mask: 1 where a pixel is known, shape (N, C, H, W).
 
     Returns:
@@ -57,6 +62,8 @@ def thresholds(noise: Tensor, temperature: Tensor, known: Tensor, known_mask: Te
     """
     uniforms = noise.flatten(1)
     free = temperature[:, None] * _cut(logit(_filled(uniforms, 0.5)), uniforms)
+    if known is None or known_mask is None:
+        return free
     clamped = torch.where(known.flatten(1) > 0.5, -torch.inf, torch.inf)
     return torch.where(known_mask.flatten(1) > 0.5, clamped, free)
 
@@ -78,6 +85,15 @@ def score_binary(values: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """
     filled = bernoulli_log_prob(_filled(values, 0.0), _filled(logits, _IMPOSSIBLE_LOGIT))
     return filled.sum(dim=1), _cut(filled, values)
+
+
+def log_sum_exp(rows: Tensor) -> Tensor:
+    """Return log Σ_k exp(r_k) in a graph, (N, K) -> (N,), with the same bits in every batch."""
+    filled = _filled(rows, -torch.inf)
+    largest = filled.amax(dim=-1, keepdim=True)
+    total = torch.exp(filled - largest).sum(dim=-1, keepdim=True)
+    # As wide as its row: the logarithm of a lone column would have last few elements, too.
+    return (largest + torch.log(total.expand_as(filled)))[..., 0]
 
 
 def _filled(rows: Tensor, value: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Training by PyTorch Lightning: reproducible, resumable at every epoch, with a film of samples."""
 
 import csv
+import inspect
 import json
 import platform
 import subprocess
@@ -229,14 +230,16 @@ def draw_images(model: GenerativeModel, num_images: int) -> NDArray[np.uint8]:
 def generator_inputs(model: GenerativeModel, num_images: int) -> dict[str, Tensor]:
     """Return neutral inputs of the generate graph: the noise of seed 0, nothing known."""
     indices = np.arange(num_images, dtype=np.uint64)
-    noise = torch.from_numpy(
-        draw(model.noise.prior, np.zeros_like(indices), indices, model.noise.shape)
-    )
-    inputs = {"noise": noise}
-    if model.ordering is not None:
-        unknown = torch.zeros(num_images, *model.image.shape)
-        inputs |= {"temperature": torch.ones(num_images), "known": unknown, "known_mask": unknown}
-    return {name: value.to(model.device) for name, value in inputs.items()}
+    noise = draw(model.noise.prior, np.zeros_like(indices), indices, model.noise.shape)
+    unknown = torch.zeros(num_images, *model.image.shape)
+    neutral = {
+        "noise": torch.from_numpy(noise),
+        "temperature": torch.ones(num_images),
+        "known": unknown,
+        "known_mask": unknown,
+    }
+    names = inspect.signature(model.graphs()["generate"].forward).parameters
+    return {name: neutral[name].to(model.device) for name in names}
 
 
 def train(

@@ -1,4 +1,5 @@
 import math
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def binary_images(num_images: int, size: int, seed: int = 0) -> Tensor:
         ("markov", {"order": 5}, sum(2 ** min(i, 5) for i in range(784))),
         ("fvsbn", {}, 784 * 783 // 2 + 784),  # the strictly lower triangle and the biases
         ("nade", {"hidden": 500}, 785_284),  # 2DH + D + H
+        ("eonade", {"hidden": [400]}, 3 * 784 * 400 + 784 + 400),  # W, U, V, b, c
+        ("eonade", {"hidden": [400, 300]}, 784 * (2 * 400 + 300) + 784 + 400 + 401 * 300),
     ],
 )
 def test_the_number_of_parameters(
@@ -59,7 +62,7 @@ def test_an_unknown_family_is_refused(make_recipe: Any) -> None:
         make_model(make_recipe, "unheard")
 
 
-@pytest.mark.parametrize("family", ["bernoulli", "fvsbn", "markov", "nade"])
+@pytest.mark.parametrize("family", ["bernoulli", "eonade", "fvsbn", "markov", "nade"])
 def test_binary_families_refuse_grey_images(make_recipe: Any, family: str) -> None:
     """On greys their formula is a cross-entropy and no log-likelihood."""
     with pytest.raises(ValueError, match=r"set data.binarization"):
@@ -135,6 +138,71 @@ def test_nade_starts_near_the_independent_model(make_recipe: Any) -> None:
     assert nll.mean().item() < 0.95 * 64 * math.log(2)
 
 
+def plain_eonade(model: Any, images: Tensor) -> Tensor:
+    """The paper's formula: log of the mean over orders of Π_d p(x_{o_d} | x_{o_<d})."""
+    values = images.flatten(1)
+    per_order = []
+    for order in model.orders:
+        mask, log_prob = torch.zeros_like(values), torch.zeros(len(values))
+        for pixel in order:
+            logits = model.logits(values, mask)[:, pixel]
+            signs = 2 * values[:, pixel] - 1
+            log_prob = log_prob + functional.logsigmoid(signs * logits)
+            mask[:, pixel] = 1
+        per_order.append(log_prob)
+    return torch.stack(per_order).logsumexp(dim=0) - math.log(len(model.orders))
+
+
+def with_random_weights(model: GenerativeModel) -> Any:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.5)
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("hidden", [[6], [6, 5]])
+def test_eonade_mixes_probabilities_of_orders(make_recipe: Any, hidden: list[int]) -> None:
+    model = with_random_weights(
+        make_model(make_recipe, "eonade", size=4, hidden=hidden, num_orders=3)
+    )
+    images = binary_images(9, 4)
+    # Sums of 16 single-precision terms.
+    torch.testing.assert_close(
+        model.log_prob(images), plain_eonade(model, images), atol=1e-4, rtol=0
+    )
+
+
+def test_the_estimate_that_eonade_learns_from_is_unbiased(make_recipe: Any) -> None:
+    """Its mean over places and orders is the mean over all 4! orders of -log p(x | o)."""
+    model = with_random_weights(make_model(make_recipe, "eonade", size=2, hidden=[5]))
+    image = binary_images(1, 2, seed=3)
+    estimates = model.nll_of_a_random_order(image.expand(20_000, -1, -1, -1))
+    surprises = []
+    for order in permutations(range(4)):
+        model.orders = torch.tensor([order])
+        surprises.append(-plain_eonade(model, image).item())
+    standard_error = estimates.std().item() / math.sqrt(len(estimates))
+    assert abs(estimates.mean().item() - sum(surprises) / 24) < 4 * standard_error
+
+
+def test_eonade_can_be_trained_on_the_orders_of_its_mixture_alone(make_recipe: Any) -> None:
+    model: Any = make_model(
+        make_recipe, "eonade", size=3, hidden=[5], num_orders=2, training_orders="mixture"
+    )
+    places = model.random_places(100)
+    drawn = {tuple(order) for order in places.argsort(dim=1).tolist()}
+    assert drawn == {tuple(order) for order in model.orders.tolist()}
+
+
+def test_eonade_starts_as_the_independent_model(make_recipe: Any) -> None:
+    model: Any = make_model(make_recipe, "eonade", size=4, hidden=[5])
+    images = binary_images(500, 4)
+    model.initialize((255 * images).to(torch.uint8))
+    mean = images.mean(dim=0)
+    independent = (images * mean.log() + (1 - images) * (1 - mean).log()).flatten(1).sum(dim=1)
+    torch.testing.assert_close(model.log_prob(images), independent, atol=1e-4, rtol=0)
+
+
 def test_a_pixel_of_the_nade_sampler_costs_two_gemms_and_three_cheap_operators(
     make_recipe: Any, tmp_path: Path
 ) -> None:
@@ -154,13 +222,14 @@ def inputs_for(model: GenerativeModel, module: torch.nn.Module, size: int) -> An
     return golden_inputs(model, module, Images(pixels, np.zeros(8, dtype=np.int64)))
 
 
-@pytest.mark.parametrize("family", ["bernoulli", "dcgan", "fvsbn", "markov", "nade"])
+@pytest.mark.parametrize("family", ["bernoulli", "dcgan", "eonade", "fvsbn", "markov", "nade"])
 def test_rows_of_shipped_size_have_the_same_bits_in_every_batch(
     make_recipe: Any, tmp_path: Path, family: str
 ) -> None:
     """At 28×28: which instructions a kernel takes depends on sizes."""
     sizes: dict[str, dict[str, Any]] = {
         "nade": {"hidden": 500},
+        "eonade": {"hidden": [400, 400]},
         "dcgan": {"latent_dim": 64, "generator_channels": [192, 96]},
     }
     values = "8-bit" if family == "dcgan" else "binary"
