@@ -144,8 +144,14 @@ def evaluate_over_http(url: str, model_name: str, recipe: Recipe, batch: int = 1
 
     Raises:
         OSError: The service does not answer.
-        ValueError: It refuses, or its answer has the wrong length; the text quotes it.
+        ValueError: It refuses, or its answer has the wrong length; the text quotes it. Or the
+            figure is one of dequantized images, which cannot be sent as grey levels.
     """
+    if recipe.data.dequantize:
+        raise ValueError(
+            "the figures of the card are of dequantized images; the service takes grey levels and "
+            "scores the middle of each, which is another figure"
+        )
     query = urllib.parse.urlencode({"model": model_name, "format": "npy"})
     address = f"{url.rstrip('/')}/log_prob?{query}"
     answers = []

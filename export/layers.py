@@ -87,13 +87,27 @@ def score_binary(values: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     return filled.sum(dim=1), _cut(filled, values)
 
 
+def accompanied(rows: Tensor) -> Tensor:
+    """Append the last row once more, (N, …) -> (N + 1, …).
+
+    ONNX Runtime multiplies a matrix by one column with other instructions than by several, so
+    where images are columns of a product with a weight matrix, none must ever be alone.
+    """
+    return torch.cat([rows, rows[-1:]])
+
+
 def log_sum_exp(rows: Tensor) -> Tensor:
-    """Return log Σ_k exp(r_k) in a graph, (N, K) -> (N,), with the same bits in every batch."""
+    """Return log Σ_k exp(r_k) in a graph, (…, K) -> (…), with the same bits in every batch."""
     filled = _filled(rows, -torch.inf)
     largest = filled.amax(dim=-1, keepdim=True)
     total = torch.exp(filled - largest).sum(dim=-1, keepdim=True)
     # As wide as its row: the logarithm of a lone column would have last few elements, too.
     return (largest + torch.log(total.expand_as(filled)))[..., 0]
+
+
+def sum_of_dims(rows: Tensor) -> Tensor:
+    """Return Σ_d r_d in a graph, (N, D) -> (N,), with the same bits in every batch."""
+    return _filled(rows, 0.0).sum(dim=1)
 
 
 def _filled(rows: Tensor, value: float) -> Tensor:

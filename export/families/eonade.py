@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from export.layers import (
+    accompanied,
     bernoulli_log_prob,
     log_sum_exp,
     logit,
@@ -171,15 +172,6 @@ class Sweep(nn.Module):
         """Let the columns know one more pixel, (H, N), (M,), (M, N), (1, N) -> (H, N)."""
         weights = torch.cat([self.W.index_select(0, pixels), self.U.index_select(0, pixels)])
         return torch.addmm(activation, weights.t(), torch.cat([choices * value, choices]))
-
-
-def accompanied(rows: Tensor) -> Tensor:
-    """Append the last row once more, (N, …) -> (N + 1, …).
-
-    ONNX Runtime multiplies a matrix by one column with other instructions than by several, so an
-    image must never be alone.
-    """
-    return torch.cat([rows, rows[-1:]])
 
 
 class Generate(Sweep):

@@ -69,6 +69,18 @@ def test_binary_families_refuse_grey_images(make_recipe: Any, family: str) -> No
         make_model(make_recipe, family, values="8-bit")
 
 
+def test_rnade_counts_its_mixtures(make_recipe: Any) -> None:
+    model = make_model(make_recipe, "rnade", 14, "continuous", hidden=96, components=16)
+    per_pixel = 96 + 1 + 48 * 96 + 48  # W, ρ, V, b
+    assert model.num_parameters() == 196 * per_pixel + 96
+
+
+def test_rnade_refuses_pixels_that_are_not_dequantized(make_recipe: Any) -> None:
+    """Their density can be driven to infinity."""
+    with pytest.raises(ValueError, match=r"rnade models continuous images, these are 8-bit"):
+        make_model(make_recipe, "rnade", 4, "8-bit")
+
+
 @pytest.mark.parametrize("size", [27, 30])
 def test_dcgan_refuses_sizes_it_cannot_make(make_recipe: Any, size: int) -> None:
     with pytest.raises(ValueError, match=rf"multiples of 4; the images are {size}×{size}"):
@@ -222,7 +234,9 @@ def inputs_for(model: GenerativeModel, module: torch.nn.Module, size: int) -> An
     return golden_inputs(model, module, Images(pixels, np.zeros(8, dtype=np.int64)))
 
 
-@pytest.mark.parametrize("family", ["bernoulli", "dcgan", "eonade", "fvsbn", "markov", "nade"])
+@pytest.mark.parametrize(
+    "family", ["bernoulli", "dcgan", "eonade", "fvsbn", "markov", "nade", "rnade"]
+)
 def test_rows_of_shipped_size_have_the_same_bits_in_every_batch(
     make_recipe: Any, tmp_path: Path, family: str
 ) -> None:
@@ -232,7 +246,7 @@ def test_rows_of_shipped_size_have_the_same_bits_in_every_batch(
         "eonade": {"hidden": [400, 400]},
         "dcgan": {"latent_dim": 64, "generator_channels": [192, 96]},
     }
-    values = "8-bit" if family == "dcgan" else "binary"
+    values = {"dcgan": "8-bit", "rnade": "continuous"}.get(family, "binary")
     model = make_model(make_recipe, family, 28, values, **sizes.get(family, {}))
     for role, module in model.requires_grad_(False).graphs().items():
         inputs = inputs_for(model, module, 28)
