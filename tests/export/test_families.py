@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from export.convert import check_graph, export_graph, golden_inputs, realigned
 from export.data import Images
+from export.families.joint import num_table_parameters
 from export.graph import Graph
 from export.model import GenerativeModel, build_model
 from service.manifest import Image
@@ -34,6 +35,7 @@ def binary_images(num_images: int, size: int, seed: int = 0) -> Tensor:
     ("family", "model", "expected"),
     [
         ("bernoulli", {}, 784),
+        ("markov", {"order": 3}, 1 + 2 + 4 + 781 * 8),
         ("markov", {"order": 1}, 2 * 784 - 1),
         ("markov", {"order": 5}, sum(2 ** min(i, 5) for i in range(784))),
         ("fvsbn", {}, 784 * 783 // 2 + 784),  # the strictly lower triangle and the biases
@@ -46,6 +48,49 @@ def test_the_number_of_parameters(
     make_recipe: Any, family: str, model: dict[str, Any], expected: int
 ) -> None:
     assert make_model(make_recipe, family, **model).num_parameters() == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_joint_table_has_a_parameter_per_image_but_one(make_recipe: Any, size: int) -> None:
+    assert make_model(make_recipe, "joint", size).num_parameters() == 2 ** (size * size) - 1
+
+
+def test_a_joint_table_of_one_rgb_pixel_has_16777215_parameters() -> None:
+    assert num_table_parameters(3, num_levels=256) == 256**3 - 1 == 16_777_215
+
+
+def test_a_joint_table_is_a_markov_chain_that_forgets_nothing(make_recipe: Any) -> None:
+    chain = make_model(make_recipe, "markov", 3, order=8)
+    assert chain.num_parameters() == make_model(make_recipe, "joint", 3).num_parameters()
+
+
+def test_a_joint_table_of_a_large_image_is_refused(make_recipe: Any) -> None:
+    with pytest.raises(ValueError, match=r"joint needs 2\^25 - 1 parameters .* set data.crop"):
+        make_model(make_recipe, "joint", 5)
+
+
+def test_a_joint_table_without_smoothing_gives_the_counted_frequencies(make_recipe: Any) -> None:
+    model: Any = make_model(make_recipe, "joint", 2, smoothing=0)
+    rows = torch.tensor([[0, 1, 1, 0]] * 5 + [[0, 1, 0, 0]] * 2 + [[1, 1, 1, 1]]).float()
+    images = rows.reshape(-1, 1, 2, 2)
+    model.training_step((images, torch.zeros(8)), 0)
+    module = model.graphs()["log_prob"]
+    log_prob, conditionals = module(images)
+    # Single precision.
+    assert log_prob.exp().tolist() == pytest.approx([5 / 8] * 5 + [2 / 8] * 2 + [1 / 8], rel=1e-6)
+    assert conditionals[0].exp().flatten().tolist() == pytest.approx([7 / 8, 1, 5 / 7, 1], rel=1e-6)
+    unseen = torch.tensor([1.0, 0, 0, 0]).reshape(1, 1, 2, 2)
+    assert model.log_prob(unseen).item() == -math.inf
+
+
+def test_a_joint_table_keeps_known_pixels_that_it_holds_for_impossible(make_recipe: Any) -> None:
+    model: Any = make_model(make_recipe, "joint", 2, smoothing=0)
+    images = torch.tensor([0.0, 1, 1, 0]).reshape(1, 1, 2, 2)
+    model.training_step((images, torch.zeros(1)), 0)
+    noise, known = torch.full((1, 1, 2, 2), 0.3), 1 - images
+    one = torch.ones(1)
+    assert model.graphs()["generate"](noise, one, known, torch.ones_like(known)).equal(known)
+    assert model.graphs()["generate"](noise, one, known, torch.zeros_like(known)).equal(images)
 
 
 def test_dcgan_counts_its_generator_alone(make_recipe: Any) -> None:
@@ -62,7 +107,7 @@ def test_an_unknown_family_is_refused(make_recipe: Any) -> None:
         make_model(make_recipe, "unheard")
 
 
-@pytest.mark.parametrize("family", ["bernoulli", "eonade", "fvsbn", "markov", "nade"])
+@pytest.mark.parametrize("family", ["bernoulli", "eonade", "fvsbn", "joint", "markov", "nade"])
 def test_binary_families_refuse_grey_images(make_recipe: Any, family: str) -> None:
     """On greys their formula is a cross-entropy and no log-likelihood."""
     with pytest.raises(ValueError, match=r"set data.binarization"):
