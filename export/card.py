@@ -13,13 +13,13 @@ import numpy as np
 from export.graph import Graph
 from export.recipe import FilmConfig
 from export.train import FILM_ARRAYS_FILE, read_run
-from service.images import encode_animation, encode_picture, enlarge, grid, to_pixels
+from service.images import UInt8Array, encode_animation, encode_picture, enlarge, grid, to_pixels
 from service.manifest import FILM_FILE, GOLDEN_FILE, PREVIEW_FILE, Manifest, Metric, Role
 from service.noise import Prior
 
 PREVIEW_ROWS = PREVIEW_COLUMNS = 8
 
-_SCALE = 2
+_SMALLEST_SCALE, _SHOWN_WIDTH = 2, 56
 _FRAME_S, _LAST_FRAME_S = 0.2, 2.0
 
 _DENSITIES = {
@@ -73,8 +73,9 @@ def read_background(family: str, run: Path) -> Background:
 def draw_preview(generate: Graph, prior: Prior) -> bytes:
     """Draw the images of seed 0, indices 0 to 63, as one PNG."""
     inputs = generate.neutral_inputs(prior, PREVIEW_ROWS * PREVIEW_COLUMNS)
-    picture = grid(to_pixels(generate(inputs)["image"]), PREVIEW_COLUMNS)
-    return encode_picture(enlarge(picture, _SCALE), "png")
+    pixels = to_pixels(generate(inputs)["image"])
+    picture = grid(pixels, PREVIEW_COLUMNS)
+    return encode_picture(enlarge(picture, _scale(pixels)), "png")
 
 
 def draw_film(run: Path, config: FilmConfig) -> bytes:
@@ -84,9 +85,14 @@ def draw_film(run: Path, config: FilmConfig) -> bytes:
         FileNotFoundError: The run has no film.
     """
     with np.load(_film_path(run)) as arrays:
-        frames = [enlarge(grid(frame, config.columns), _SCALE) for frame in arrays["frames"]]
+        frames = [enlarge(grid(frame, config.columns), _scale(frame)) for frame in arrays["frames"]]
     durations_s = [_FRAME_S] * (len(frames) - 1) + [_LAST_FRAME_S]
     return encode_animation(frames, "webp", durations_s)
+
+
+def _scale(pixels: UInt8Array) -> int:
+    """Return how far to enlarge images (N, H, W[, C]), so that small ones can be seen."""
+    return max(_SMALLEST_SCALE, _SHOWN_WIDTH // pixels.shape[2])
 
 
 def _film_path(run: Path) -> Path:
