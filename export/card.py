@@ -92,7 +92,8 @@ def draw_film(run: Path, config: FilmConfig) -> bytes:
 
 def _scale(pixels: UInt8Array) -> int:
     """Return how far to enlarge images (N, H, W[, C]), so that small ones can be seen."""
-    return max(_SMALLEST_SCALE, _SHOWN_WIDTH // pixels.shape[2])
+    width: int = pixels.shape[2]
+    return max(_SMALLEST_SCALE, _SHOWN_WIDTH // width)
 
 
 def _film_path(run: Path) -> Path:

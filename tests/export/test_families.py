@@ -13,6 +13,7 @@ from torch.nn import functional
 from export.convert import check_graph, export_graph, golden_inputs, realigned
 from export.data import Images
 from export.families.joint import num_table_parameters
+from export.families.pixel_lstm import past_distances, past_windows
 from export.graph import Graph
 from export.model import GenerativeModel, build_model
 from service.manifest import Image
@@ -107,7 +108,9 @@ def test_an_unknown_family_is_refused(make_recipe: Any) -> None:
         make_model(make_recipe, "unheard")
 
 
-@pytest.mark.parametrize("family", ["bernoulli", "eonade", "fvsbn", "joint", "markov", "nade"])
+@pytest.mark.parametrize(
+    "family", ["bernoulli", "eonade", "fvsbn", "joint", "markov", "nade", "pixel_lstm"]
+)
 def test_binary_families_refuse_grey_images(make_recipe: Any, family: str) -> None:
     """On greys their formula is a cross-entropy and no log-likelihood."""
     with pytest.raises(ValueError, match=r"set data.binarization"):
@@ -124,6 +127,37 @@ def test_rnade_refuses_pixels_that_are_not_dequantized(make_recipe: Any) -> None
     """Their density can be driven to infinity."""
     with pytest.raises(ValueError, match=r"rnade models continuous images, these are 8-bit"):
         make_model(make_recipe, "rnade", 4, "8-bit")
+
+
+def test_the_pixel_lstm_counts_its_lstm_and_its_readout(make_recipe: Any) -> None:
+    model = make_model(make_recipe, "pixel_lstm", 28, hidden=64, radius=3)
+    window = 3 + 3 * 7  # pixels to the left, three rows above
+    lstm = 4 * 64 * (window + 28 + 28 + 64) + 2 * 4 * 64
+    assert model.num_parameters() == lstm + window + 64 + 784
+
+
+@pytest.mark.parametrize("radius", [0, 1, 4])
+def test_no_window_reaches_the_present(radius: int) -> None:
+    for width in (1, 3, 28):
+        steps = past_distances(width, radius)
+        assert min(steps, default=1) >= 1
+        assert len(set(steps)) == len(steps)
+
+
+def test_a_window_holds_the_pixels_at_its_distances() -> None:
+    columns = torch.arange(1.0, 7.0)[:, None]
+    windows = past_windows(columns, [1, 4])
+    assert windows[:, 0].tolist() == [[0, 0], [1, 0], [2, 0], [3, 0], [4, 1], [5, 2]]
+    assert past_windows(columns, []).shape == (6, 1, 0)
+
+
+def test_the_step_of_the_pixel_lstm_is_that_of_torch(make_recipe: Any) -> None:
+    """Training runs torch's own LSTM, the graphs a step written out."""
+    model = with_random_weights(make_model(make_recipe, "pixel_lstm", 5, hidden=6, radius=2))
+    images = binary_images(7, 5)
+    log_prob, _ = model.graphs()["log_prob"](images)
+    # Sums of 25 single-precision terms.
+    torch.testing.assert_close(log_prob, model.log_prob(images), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [27, 30])
@@ -280,7 +314,7 @@ def inputs_for(model: GenerativeModel, module: torch.nn.Module, size: int) -> An
 
 
 @pytest.mark.parametrize(
-    "family", ["bernoulli", "dcgan", "eonade", "fvsbn", "markov", "nade", "rnade"]
+    "family", ["bernoulli", "dcgan", "eonade", "fvsbn", "markov", "nade", "pixel_lstm", "rnade"]
 )
 def test_rows_of_shipped_size_have_the_same_bits_in_every_batch(
     make_recipe: Any, tmp_path: Path, family: str

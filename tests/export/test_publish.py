@@ -100,11 +100,12 @@ def test_preview_and_film_have_their_shapes(finished_run: Run, tmp_path: Path) -
     recipe, run = finished_run
     folder = publish(recipe, run, tmp_path)
     with PillowImage.open(folder / "preview.png") as preview:
-        assert preview.size == (8 * 8 * 2, 8 * 8 * 2)
+        # Small images are shown larger, these 56 // 8 = 7 times.
+        assert preview.size == (8 * 8 * 7, 8 * 8 * 7)
     with np.load(run / "film.npz") as film:
         num_frames = len(film["frames"])
     with PillowImage.open(folder / "film.webp") as film:
-        assert film.size == (3 * 8 * 2, 2 * 8 * 2)
+        assert film.size == (3 * 8 * 7, 2 * 8 * 7)
         assert getattr(film, "n_frames", 1) == num_frames
         film.seek(num_frames - 1)
         film.load()
