@@ -20,6 +20,7 @@ from service.images import decode_npy, encode_npy, to_pixels
 from service.manifest import Metric
 
 METRICS_FILE = "metrics.json"
+BASELINES_FILE = "baselines.json"
 NUM_COMPARED = 1000
 DISTANCE_UNIT = "L2 distance of pixels in [0, 1]"
 
@@ -31,7 +32,8 @@ def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
 
     Models with a density: `nll` and `bits_per_dim` of the whole test part. Others:
     `nearest_train_distance` of samples, next to the same figure of test images; were samples
-    copies of training images, theirs would be far smaller.
+    copies of training images, theirs would be far smaller. Figures of other models that a
+    benchmark has left in the run follow.
 
     Raises:
         FileNotFoundError: The run is not converted, or the data is missing.
@@ -49,6 +51,7 @@ def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
         prior = new_model(recipe, split).noise.prior
         samples = generate(generate.neutral_inputs(prior, NUM_COMPARED))["image"]
         metrics = copying_metrics(samples, split.train, split.test, recipe.protocol)
+    metrics += read_baselines(run)
     text = json.dumps([metric.model_dump() for metric in metrics], indent=2)
     (bundle / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
     return metrics
@@ -63,6 +66,14 @@ def read_metrics(bundle: Path) -> tuple[Metric, ...]:
     path = bundle / METRICS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run `python -m export evaluate` first")
+    return tuple(Metric.model_validate(fields) for fields in json.loads(path.read_bytes()))
+
+
+def read_baselines(run: Path) -> tuple[Metric, ...]:
+    """Read what a benchmark measured of simpler models on the same data; often nothing."""
+    path = run / BASELINES_FILE
+    if not path.is_file():
+        return ()
     return tuple(Metric.model_validate(fields) for fields in json.loads(path.read_bytes()))
 
 

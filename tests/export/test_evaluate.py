@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +21,7 @@ from export.evaluate import (
     read_metrics,
 )
 from export.graph import Graph
-from export.recipe import Recipe
+from export.recipe import Recipe, read_recipe
 from export.train import load_model
 from service.images import decode_npy, encode_npy
 
@@ -83,6 +84,22 @@ def test_the_nll_is_the_one_of_the_model_over_the_whole_test_part(finished_run: 
 def test_what_is_measured_is_written_down(finished_run: Run) -> None:
     recipe, run = finished_run
     assert evaluate(recipe, run) == read_metrics(run / "bundle")
+
+
+@pytest.mark.parametrize("finished_run", ["nade"], indirect=True)
+def test_figures_of_simpler_models_follow(finished_run: Run, tmp_path: Path) -> None:
+    recipe, run = finished_run
+    copy = shutil.copytree(run, tmp_path / "run")
+    baseline = mean_metric("bits_per_dim_of_a_gaussian", np.array([3.0, 4.0]), "bits", "mnist")
+    (copy / "baselines.json").write_text(json.dumps([baseline.model_dump()]))
+    metrics = evaluate(recipe, copy)
+    assert metrics == (*read_metrics(run / "bundle"), baseline)
+    assert read_metrics(copy / "bundle") == metrics
+
+
+def test_dequantized_figures_are_not_compared_with_those_of_grey_levels() -> None:
+    with pytest.raises(ValueError, match="scores the middle of each"):
+        evaluate_over_http("http://127.0.0.1:1", "rnade", read_recipe("rnade-fashion14"))
 
 
 @pytest.mark.parametrize("finished_run", ["dcgan"], indirect=True)
