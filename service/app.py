@@ -25,7 +25,7 @@ from service.errors import (
     ProblemError,
 )
 from service.metrics import Metrics
-from service.routes import health, interpolate, log_prob, models, sample
+from service.routes import complete, health, interpolate, log_prob, models, sample
 from service.routes.documentation import PROBLEM, Problem
 from service.routes.endpoint import Endpoint, json_bytes
 from service.service import Service
@@ -73,7 +73,9 @@ def create_app(settings: Settings) -> FastAPI:
         },
     )
     app.state.service = Service(settings)
-    routers = [routes.router for routes in (sample, interpolate, log_prob, models, health)]
+    routers = [
+        routes.router for routes in (sample, complete, interpolate, log_prob, models, health)
+    ]
     for router in routers:
         app.include_router(router)
     app.add_middleware(RequestContext, handlers=_plain_handlers(routers))

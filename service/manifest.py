@@ -31,7 +31,7 @@ FILM_FILE = "film.webp"
 Density = Literal["exact", "bound", "implicit"]
 Role = Literal["generate", "log_prob", "encode"]
 Values = Literal["binary", "8-bit", "continuous"]
-Operation = Literal["sample", "interpolate", "log_prob"]
+Operation = Literal["sample", "interpolate", "log_prob", "complete"]
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -166,6 +166,8 @@ class Manifest(Document):
             operations.append("interpolate")
         if "log_prob" in self.graphs:
             operations.append("log_prob")
+        if self.ordering is not None:
+            operations.append("complete")
         return tuple(operations)
 
     @property

@@ -131,7 +131,7 @@ async def create_sample(request: Request, body: SampleRequest) -> Response:
     """Generate images; the same seed gives the same bytes, whatever else is being served."""
     accept = request.headers.get("accept")
     sampling = plan(service_of(request), body, body.latents, accept, default="json")
-    return await _answer(request, sampling, body)
+    return await answer_sampling(request, sampling, body)
 
 
 @router.get(
@@ -147,7 +147,7 @@ async def show_sample(request: Request, query: Annotated[SampleQuery, Query()]) 
     headers = cache_headers(query, sampling.model.manifest, sampling.answer_format)
     if is_known_to_client(request, headers):
         return Response(status_code=304, headers=headers)
-    response = await _answer(request, sampling, query)
+    response = await answer_sampling(request, sampling, query)
     response.headers.update(headers)
     return response
 
@@ -211,7 +211,8 @@ def is_known_to_client(request: Request, headers: dict[str, str]) -> bool:
     return "ETag" in headers and bool(tags & {headers["ETag"], "*"})
 
 
-async def _answer(request: Request, sampling: Sampling, query: SampleQuery) -> Response:
+async def answer_sampling(request: Request, sampling: Sampling, query: SampleQuery) -> Response:
+    """Draw the images of a plan, and show them as the query asks."""
     limit_s = timeout_s(request, query.timeout_ms)
     model = sampling.model
     outcomes: list[Outcome[Any]] = []

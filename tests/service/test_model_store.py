@@ -207,7 +207,7 @@ class TestDocumentation:
             response = shipped.client.request(method, path, json=body)
             assert response.status_code == 200, f"{method} {path} {json.dumps(body)[:200]}"
             tried.add(path)
-        assert tried == {"/sample", "/interpolate", "/log_prob"}
+        assert tried == {"/sample", "/complete", "/interpolate", "/log_prob"}
 
 
 class TestDeterminism:
