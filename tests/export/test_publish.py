@@ -53,7 +53,7 @@ def test_the_manifest_describes_the_model(finished_run: Run, tmp_path: Path) -> 
     if recipe.family == "nade":
         assert manifest.density == "exact"
         assert manifest.ordering == "raster"
-        assert manifest.operations == ("sample", "log_prob")
+        assert manifest.operations == ("sample", "log_prob", "complete")
         assert manifest.num_parameters == 2 * 64 * 20 + 64 + 20
         assert manifest.metrics[0].name == "nll"
     else:
