@@ -20,7 +20,7 @@ from export.evaluate import BASELINES_FILE, mean_metric
 from export.recipe import Recipe
 from service.manifest import Metric
 
-NUM_COMPONENTS = (1, 5, 10, 20, 35, 50)
+NUM_COMPONENTS = (1, 10, 25, 50)
 # Added to variances in [0, 1)²: that of the even noise within one of 256 grey levels, so that no
 # component can be narrower than what is known to be there.
 SMALLEST_VARIANCE = 1 / (12 * 256**2)
@@ -30,7 +30,7 @@ def main() -> None:
     """Fit, choose, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mixtures", description=__doc__)
     parser.add_argument("name", metavar="NAME", help="name of the run")
-    parser.add_argument("--iterations", type=int, default=60, help="most rounds of EM")
+    parser.add_argument("--iterations", type=int, default=40, help="most rounds of EM")
     options = parser.parse_args()
     run = runs_folder() / options.name
     recipe = Recipe.model_validate_json((run / "recipe.json").read_bytes())
