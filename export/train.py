@@ -109,6 +109,8 @@ class Averaging(WeightAveraging):
 
     def __init__(self, decay: float) -> None:
         def average(mean: Tensor, newest: Tensor, num_averaged: Tensor | int) -> Tensor:
+            if not newest.is_floating_point():
+                return newest  # a buffer of whole numbers, such as an order of the pixels
             share = min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
             return share * mean + (1 - share) * newest
 

@@ -17,6 +17,7 @@ from export.train import (
     EpochSampler,
     film_moments,
     load_model,
+    new_model,
     read_run,
     revision,
     train,
@@ -184,3 +185,17 @@ def test_the_average_of_a_short_training_is_not_the_untrained_model() -> None:
         mean = average(mean, torch.ones(()), torch.tensor(num_averaged))
     assert mean > 0.99
     assert float(average(torch.zeros(()), torch.ones(()), 10**6)) == pytest.approx(0.001)
+
+
+def test_the_orders_of_eonade_survive_the_average_of_weights(
+    make_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = make_recipe(
+        "eonade", model={"hidden": [6], "num_orders": 2}, training={"epochs": 2, "ema_decay": 0.9}
+    )
+    train(recipe, tmp_path)
+    split = load_split(recipe.data)
+    trained, untrained = load_model(recipe, tmp_path, split), new_model(recipe, split)
+    assert trained.orders.equal(untrained.orders)
+    assert sorted(trained.orders[0].tolist()) == list(range(64))
+    assert not trained.W.equal(untrained.W)
