@@ -17,7 +17,7 @@ from export.graph import FloatArray, Graph
 from export.model import GenerativeModel
 from export.recipe import FilmConfig
 from export.train import FILM_ARRAYS_FILE, read_run
-from service.images import encode_animation, encode_picture, enlarge, grid, to_pixels
+from service.images import UInt8Array, encode_animation, encode_picture, enlarge, grid, to_pixels
 from service.manifest import FILM_FILE, GOLDEN_FILE, PREVIEW_FILE, Manifest, Metric, Role
 
 PREVIEW_ROWS = PREVIEW_COLUMNS = 8
@@ -26,7 +26,7 @@ NEAREST_FILE = "nearest.png"
 _MAX_PREVIEW_COLUMNS = 16
 _NUM_NEAREST = 20
 
-_SCALE = 2
+_SMALLEST_SCALE, _SHOWN_WIDTH = 2, 56
 _FRAME_S, _LAST_FRAME_S = 0.2, 2.0
 
 _DENSITIES = {
@@ -113,7 +113,8 @@ def _first_samples(generate: Graph, model: GenerativeModel, num_images: int) -> 
 
 
 def _encode_grid(images: FloatArray, columns: int) -> bytes:
-    return encode_picture(enlarge(grid(to_pixels(images), columns), _SCALE), "png")
+    pixels = to_pixels(images)
+    return encode_picture(enlarge(grid(pixels, columns), _scale(pixels)), "png")
 
 
 def draw_film(run: Path, config: FilmConfig) -> bytes:
@@ -123,9 +124,15 @@ def draw_film(run: Path, config: FilmConfig) -> bytes:
         FileNotFoundError: The run has no film.
     """
     with np.load(_film_path(run)) as arrays:
-        frames = [enlarge(grid(frame, config.columns), _SCALE) for frame in arrays["frames"]]
+        frames = [enlarge(grid(frame, config.columns), _scale(frame)) for frame in arrays["frames"]]
     durations_s = [_FRAME_S] * (len(frames) - 1) + [_LAST_FRAME_S]
     return encode_animation(frames, "webp", durations_s)
+
+
+def _scale(pixels: UInt8Array) -> int:
+    """Return how far to enlarge images (N, H, W[, C]), so that small ones can be seen."""
+    width: int = pixels.shape[2]
+    return max(_SMALLEST_SCALE, _SHOWN_WIDTH // width)
 
 
 def _film_path(run: Path) -> Path:

@@ -6,7 +6,7 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,8 @@ Part = Literal["train", "validation", "test"]
 
 # The draws of `mnist-fixed`: image i of a part takes the uniforms of (seed of the part, i).
 BINARIZATION_SEEDS: dict[str, int] = {"train": 1, "test": 2}
+# Those of dequantization, where it is fixed.
+_DEQUANTIZATION_SEEDS: dict[str, int] = {"validation": 3, "test": 4}
 
 _IDX_IMAGES, _IDX_LABELS = 2051, 2049
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
@@ -65,21 +67,36 @@ class Images:
     Attributes:
         pixels: Shape (N, C, H, W), 0…255.
         labels: Shape (N,), indices into the classes; all zero without labels.
+        dequantization_seed: Of the noise within the grey levels; None for none.
+        first_index: Which image of its part the first one is; it names the noise.
     """
 
     pixels: UInt8Array
     labels: IntArray
+    dequantization_seed: int | None = None
+    first_index: int = 0
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, rows: slice) -> "Images":
-        return Images(self.pixels[rows], self.labels[rows])
+        start, _, step = rows.indices(len(self))
+        if step != 1:
+            raise ValueError("images are cut into runs, not into every so-manieth")
+        return replace(
+            self,
+            pixels=self.pixels[rows],
+            labels=self.labels[rows],
+            first_index=self.first_index + start,
+        )
 
     @property
     def values(self) -> FloatArray:
-        """Pixels in [0, 1], as graphs take them, shape (N, C, H, W)."""
-        return (self.pixels / np.float32(255)).astype(np.float32, copy=False)
+        """Pixels as graphs take them, in [0, 1] or dequantized, shape (N, C, H, W)."""
+        if self.dequantization_seed is None:
+            return (self.pixels / np.float32(255)).astype(np.float32, copy=False)
+        indices = self.first_index + np.arange(len(self), dtype=np.uint64)
+        return dequantized(self.pixels, np.full_like(indices, self.dequantization_seed), indices)
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,7 @@ class Split:
 
     Attributes:
         train_pixels_are_grey: Whether training still has to draw 0 and 1 in every epoch.
+        train_is_dequantized: Whether training still has to add noise in every epoch.
     """
 
     train: Images
@@ -96,6 +114,7 @@ class Split:
     classes: tuple[str, ...]
     source: Source
     train_pixels_are_grey: bool
+    train_is_dequantized: bool = False
 
 
 def _idx_files(*hashes: str) -> tuple[File, ...]:
@@ -186,20 +205,21 @@ def load_split(config: DataConfig) -> Split:
         ValueError: A checksum, a shape or a count is wrong.
     """
     train, test, classes, licence, origin = _load(config)
+    train, test = pooled(train, config.pool), pooled(test, config.pool)
     if config.num_validation >= len(train):
         raise ValueError(
             f"data.num_validation is {config.num_validation}, but there are only "
             f"{len(train)} training images"
         )
     dynamic = config.binarization == "dynamic"
-    fixed_train = train if dynamic else binarized(train, config.binarization, "train")
     num_train = len(train) - config.num_validation
     # Validation takes the fixed draw even where training draws anew.
-    validation = binarized(train, config.binarization, "train")[num_train:]
+    fixed_train = binarized(train, config.binarization, "train")
+    fixed_test = binarized(test, config.binarization, "test")
     return Split(
-        train=fixed_train[:num_train],
-        validation=validation,
-        test=binarized(test, config.binarization, "test"),
+        train=cropped((train if dynamic else fixed_train)[:num_train], config.crop),
+        validation=_held_out(fixed_train[num_train:], config, "validation"),
+        test=_held_out(fixed_test, config, "test"),
         classes=classes,
         source=Source(
             name=Path(config.source).name,
@@ -210,7 +230,67 @@ def load_split(config: DataConfig) -> Split:
             num_test=len(test),
         ),
         train_pixels_are_grey=dynamic,
+        train_is_dequantized=config.dequantize,
     )
+
+
+def _held_out(images: Images, config: DataConfig, part: Part) -> Images:
+    seed = _DEQUANTIZATION_SEEDS[part] if config.dequantize else None
+    return replace(cropped(images, config.crop), dequantization_seed=seed, first_index=0)
+
+
+def pooled(images: Images, size: int) -> Images:
+    """Replace each block of size × size pixels by its mean, rounded to a grey level.
+
+    Raises:
+        ValueError: The images are no whole number of blocks.
+    """
+    num_images, channels, height, width = images.pixels.shape
+    if size == 1:
+        return images
+    if height % size or width % size:
+        raise ValueError(f"data.pool is {size}, which does not divide {width}×{height}")
+    shape = (num_images, channels, height // size, size, width // size, size)
+    sums = images.pixels.reshape(shape).sum(axis=(3, 5), dtype=np.uint32)
+    means = (sums + size * size // 2) // (size * size)
+    return replace(images, pixels=means.astype(np.uint8))
+
+
+def cropped(images: Images, size: int | None) -> Images:
+    """Keep the size × size pixels around the centre.
+
+    Raises:
+        ValueError: The images are smaller than that.
+    """
+    if size is None:
+        return images
+    height, width = images.pixels.shape[2:]
+    if min(height, width) < size:
+        raise ValueError(f"data.crop is {size}, but the images are {width}×{height}")
+    top, left = (height - size) // 2, (width - size) // 2
+    part = images.pixels[:, :, top : top + size, left : left + size]
+    return replace(images, pixels=np.ascontiguousarray(part))
+
+
+def dequantized(
+    pixels: UInt8Array, seeds: NDArray[np.uint64], indices: NDArray[np.uint64]
+) -> FloatArray:
+    """Spread each grey level evenly over its 1/256 of [0, 1).
+
+    Graphs take 255 for white as 1, so that y = (g + u) / 256 is told as (256 y - ½) / 255: a grey
+    level without noise is the middle of its interval.
+
+    Args:
+        pixels: g, shape (N, C, H, W).
+        seeds: Shape (N,).
+        indices: Shape (N,).
+
+    Returns:
+        (g + u - ½) / 255 with u uniform in (0, 1), shape (N, C, H, W).
+    """
+    uniforms = draw("uniform", seeds, indices, pixels.shape[1:])
+    values = (pixels + (uniforms - np.float32(0.5))) / np.float32(255)
+    return values.astype(np.float32, copy=False)
 
 
 def binarized(images: Images, binarization: str, part: Literal["train", "test"]) -> Images:

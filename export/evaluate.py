@@ -17,7 +17,7 @@ from export.bounds import (
     predicted_classes,
     protocol_of_samples,
 )
-from export.classifier import classifier_for
+from export.classifier import Classifier, classifier_for
 from export.convert import BUNDLE_FOLDER
 from export.data import Images, Split, load_split
 from export.graph import FloatArray, Graph, Tensors
@@ -28,6 +28,7 @@ from service.images import decode_npy, encode_npy, to_pixels
 from service.manifest import Metric
 
 METRICS_FILE = "metrics.json"
+BASELINES_FILE = "baselines.json"
 NUM_COMPARED = 1000
 NUM_CLASSIFIED = 2000
 NUM_CLASSIFYING_SAMPLES = 10
@@ -43,7 +44,8 @@ def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
     Models with an exact density: `nll` and `bits_per_dim` of the whole test part. With a bound:
     `nll_elbo`, `nll_iwae` and `bits_per_dim`, whose protocols tell K; class-conditional ones also
     `bayes_accuracy`. Others: how near the samples come to training images, and what the frozen
-    classifier of the data set, if there is one, sees in them (`export.quality`).
+    classifier of the data set, if there is one, sees in them (`export.quality`). Figures of other
+    models that a benchmark has left in the run follow.
 
     Raises:
         FileNotFoundError: The run is not converted, or the data is missing.
@@ -61,6 +63,7 @@ def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
             metrics = density_metrics(log_prob, split.test, recipe.protocol)
     else:
         metrics = sample_metrics(recipe, split, bundle / "generate.onnx")
+    metrics += read_baselines(run)
     text = json.dumps([metric.model_dump() for metric in metrics], indent=2)
     (bundle / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
     return metrics
@@ -78,12 +81,20 @@ def read_metrics(bundle: Path) -> tuple[Metric, ...]:
     return tuple(Metric.model_validate(fields) for fields in json.loads(path.read_bytes()))
 
 
+def read_baselines(run: Path) -> tuple[Metric, ...]:
+    """Read what a benchmark measured of simpler models on the same data; often nothing."""
+    path = run / BASELINES_FILE
+    if not path.is_file():
+        return ()
+    return tuple(Metric.model_validate(fields) for fields in json.loads(path.read_bytes()))
+
+
 def sample_metrics(recipe: Recipe, split: Split, path: Path) -> tuple[Metric, ...]:
     """Measure the samples of seed 0, indices from 0 on; of a conditional model, classes in turn."""
     generate = Graph(path, recipe.max_batch_rows)
     model = new_model(recipe, split)
     protocol = recipe.protocol
-    classifier = classifier_for(recipe.data.source) if recipe.data.binarization == "none" else None
+    classifier = fitting_classifier(recipe)
     num_samples = NUM_SAMPLES if classifier else NUM_COMPARED
     inputs = generate.neutral_inputs(model.noise.prior, num_samples, model.num_classes)
     samples = generate(inputs)["image"]
@@ -93,6 +104,13 @@ def sample_metrics(recipe: Recipe, split: Split, path: Path) -> tuple[Metric, ..
     asked = inputs.get("label")
     quality = quality_metrics(samples, asked, classifier, split.train, split.test, protocol)
     return *quality, *copying
+
+
+def fitting_classifier(recipe: Recipe) -> Classifier | None:
+    """Find the frozen classifier of a recipe's images; it knows whole pictures of grey levels."""
+    data = recipe.data
+    is_plain = data.values == "8-bit" and data.pool == 1 and data.crop is None
+    return classifier_for(data.source) if is_plain else None
 
 
 def score_test_part(graph: Graph, test: Images) -> NDArray[np.floating]:
@@ -242,8 +260,14 @@ def evaluate_over_http(url: str, model_name: str, recipe: Recipe, batch: int = 1
 
     Raises:
         OSError: The service does not answer.
-        ValueError: It refuses, or its answer has the wrong length; the text quotes it.
+        ValueError: It refuses, or its answer has the wrong length; the text quotes it. Or the
+            figure is one of dequantized images, which cannot be sent as grey levels.
     """
+    if recipe.data.dequantize:
+        raise ValueError(
+            "the figures of the card are of dequantized images; the service takes grey levels and "
+            "scores the middle of each, which is another figure"
+        )
     query = urllib.parse.urlencode({"model": model_name, "format": "npy"})
     address = f"{url.rstrip('/')}/log_prob?{query}"
     split = load_split(recipe.data)

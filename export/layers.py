@@ -13,6 +13,9 @@ from torch.nn import functional
 # multiples of this many floats, so that no element is ever among the last few.
 _ROW_MULTIPLE = 16
 
+# It cuts sums of products at places that depend on the number of columns, but none this short.
+_SUM_LENGTH = 128
+
 # A filled-up value of 0 has log p = 0 exactly at this logit: e⁻¹⁰⁰ vanishes beside 1.
 _IMPOSSIBLE_LOGIT = -100.0
 
@@ -40,7 +43,12 @@ def logit(probs: Tensor) -> Tensor:
     return torch.log(probs) - torch.log1p(-probs)
 
 
-def thresholds(noise: Tensor, temperature: Tensor, known: Tensor, known_mask: Tensor) -> Tensor:
+def thresholds(
+    noise: Tensor,
+    temperature: Tensor,
+    known: Tensor | None = None,
+    known_mask: Tensor | None = None,
+) -> Tensor:
     """Turn uniform noise into thresholds: a binary pixel is 1 where its logit lies above.
 
     u < σ(l / T) is T·logit(u) < l, so sampling needs no sigmoid per step, temperature costs
@@ -49,7 +57,7 @@ def thresholds(noise: Tensor, temperature: Tensor, known: Tensor, known_mask: Te
     Args:
         noise: Uniform, shape (N, C, H, W).
         temperature: Shape (N,), positive.
-        known: Known pixels in [0, 1], shape (N, C, H, W).
+        known: Known pixels in [0, 1], shape (N, C, H, W); none by default.
         known_mask: 1 where a pixel is known, shape (N, C, H, W).
 
     Returns:
@@ -57,6 +65,8 @@ def thresholds(noise: Tensor, temperature: Tensor, known: Tensor, known_mask: Te
     """
     uniforms = noise.flatten(1)
     free = temperature[:, None] * _cut(logit(_filled(uniforms, 0.5)), uniforms)
+    if known is None or known_mask is None:
+        return free
     clamped = torch.where(known.flatten(1) > 0.5, -torch.inf, torch.inf)
     return torch.where(known_mask.flatten(1) > 0.5, clamped, free)
 
@@ -80,6 +90,18 @@ def score_binary(values: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     return filled.sum(dim=1), _cut(filled, values)
 
 
+def affine(bias: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
+    """Return b + W x of several columns, (M, 1), (M, K) and (K, N) -> (M, N), N at least 2.
+
+    In a graph with the same bits in every batch, for any K: ONNX Runtime adds up to 1,024 terms
+    in one go where columns are few, and ever fewer, down to 128, where they are more.
+    """
+    weights = torch.split(weight, _SUM_LENGTH, dim=1)
+    for part, terms in zip(weights, torch.split(columns, _SUM_LENGTH), strict=True):
+        bias = torch.addmm(bias, part, terms)
+    return bias
+
+
 def sum_rows(rows: Tensor) -> Tensor:
     """Sum over the last axis, in a graph with the same bits in every batch."""
     return _filled(rows, 0.0).sum(dim=-1)
@@ -100,6 +122,27 @@ def log_mean_exp(rows: Tensor) -> Tensor:
     largest = wide.amax(dim=1)
     total = torch.exp(wide - largest[:, None]).sum(dim=1)
     return (largest + torch.log(total / rows.shape[1]))[:, 0]
+
+
+def accompanied(rows: Tensor) -> Tensor:
+    """Append the last row once more, (N, …) -> (N + 1, …).
+
+    ONNX Runtime multiplies a matrix by one column with other instructions than by several, so
+    where images are columns of a product with a weight matrix, none must ever be alone.
+    """
+    return torch.cat([rows, rows[-1:]])
+
+
+def log_sum_exp(rows: Tensor) -> Tensor:
+    """Return log Σ_k exp(row_k), (…, K) -> (…), for a K that the graph fixes, without overflow.
+
+    In a graph with the same bits in every batch.
+    """
+    filled = _filled(rows, -torch.inf)
+    largest = filled.amax(dim=-1, keepdim=True)
+    total = torch.exp(filled - largest).sum(dim=-1, keepdim=True)
+    # As wide as its row: the logarithm of a lone column would have last few elements, too.
+    return (largest + torch.log(total.expand_as(filled)))[..., 0]
 
 
 def _filled(rows: Tensor, value: float) -> Tensor:

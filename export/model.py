@@ -168,7 +168,7 @@ def build_model(recipe: Recipe, image: Image, num_classes: int) -> GenerativeMod
     if image.values not in family.Model.values:
         raise ValueError(
             f"{recipe.family} models {' and '.join(family.Model.values)} images, these are "
-            f"{image.values}: set data.binarization"
+            f"{image.values}: set data.binarization or data.dequantize"
         )
     config: FamilyConfig = family.Config.model_validate(recipe.model)
     model: GenerativeModel = family.Model(config, image, num_classes, recipe.training)

@@ -1,12 +1,12 @@
 """Recipes: everything needed to make a shipped model again, as validated YAML."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.manifest import ModelName
+from service.manifest import ModelName, Values
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -34,6 +34,11 @@ class DataConfig(Section):
         test_fraction: Share of a user's own images that is kept for testing.
         size: Images of a folder are scaled to this height and width.
         channels: Images of a folder become grey (1) or RGB (3).
+        pool: Blocks of so many by so many pixels become one, their mean; before binarization.
+        crop: Height and width of the part around the centre that is kept; after binarization, so
+            that its bits are those of the whole images.
+        dequantize: Grey level g becomes a real number, drawn evenly from the 1/256 of [0, 1) that
+            belongs to it: anew in every epoch of training, once for validation and test.
     """
 
     source: str
@@ -42,6 +47,22 @@ class DataConfig(Section):
     test_fraction: Fraction = 0.1
     size: PositiveInt = 28
     channels: Literal[1, 3] = 1
+    pool: PositiveInt = 1
+    crop: PositiveInt | None = None
+    dequantize: bool = False
+
+    @model_validator(mode="after")
+    def _only_greys_are_dequantized(self) -> Self:
+        if self.dequantize and self.binarization != "none":
+            raise ValueError("dequantize needs binarization: none")
+        return self
+
+    @property
+    def values(self) -> Values:
+        """What a pixel can be."""
+        if self.binarization != "none":
+            return "binary"
+        return "continuous" if self.dequantize else "8-bit"
 
 
 class TrainingConfig(Section):
@@ -91,8 +112,12 @@ class Recipe(Section):
     @property
     def protocol(self) -> str:
         """Name under which results are comparable, such as `mnist-fixed`."""
-        suffix = "8-bit" if self.data.binarization == "none" else self.data.binarization
-        return f"{Path(self.data.source).name}-{suffix}"
+        data = self.data
+        parts = [Path(data.source).name]
+        parts += [f"pool{data.pool}"] if data.pool > 1 else []
+        parts += [f"crop{data.crop}"] if data.crop else []
+        names = {"binary": data.binarization, "8-bit": "8-bit", "continuous": "dequantized"}
+        return "-".join([*parts, names[data.values]])
 
 
 def recipe_names() -> list[str]:

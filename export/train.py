@@ -1,6 +1,7 @@
 """Training by PyTorch Lightning: reproducible, resumable at every epoch, with a film of samples."""
 
 import csv
+import inspect
 import json
 import platform
 import subprocess
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from export.data import Images, Split, load_split
+from export.data import FloatArray, Images, Split, dequantized, load_split
 from export.model import Batch, GenerativeModel, build_model
 from export.recipe import FilmConfig, Recipe
 from service.images import to_pixels
@@ -58,29 +59,42 @@ class EpochSampler(Sampler[Position]):
 
 
 class ImageDataset(Dataset[Batch]):
-    """Images in memory, handed out as whole batches in [0, 1].
+    """Images in memory, handed out as whole batches as graphs take them.
 
     Args:
         images: What to hand out.
-        draw_seed: Where given, each epoch draws 0 or 1 with the grey level as probability.
+        draw_seed: Where given, each epoch draws 0 or 1 with the grey level as probability, or
+            noise within the grey levels.
+        dequantize: Whether to draw noise within the grey levels.
     """
 
-    def __init__(self, images: Images, draw_seed: int | None = None) -> None:
-        self._pixels = images.pixels
+    def __init__(
+        self, images: Images, draw_seed: int | None = None, *, dequantize: bool = False
+    ) -> None:
+        self._images = images
         self._labels = torch.from_numpy(images.labels)
         self._draw_seed = draw_seed
+        self._dequantize = dequantize
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return len(self._images)
 
     def __getitems__(self, positions: Sequence[Position]) -> Batch:
         epochs, rows = np.array(positions).T
-        values = self._pixels[rows] / np.float32(255)
+        return torch.from_numpy(self._values(epochs, rows)), self._labels[torch.from_numpy(rows)]
+
+    def _values(self, epochs: NDArray[np.int64], rows: NDArray[np.int64]) -> FloatArray:
+        pixels, indices = self._images.pixels[rows], rows.astype(np.uint64)
         if self._draw_seed is not None:
             seeds = (epochs + (self._draw_seed << 32)).astype(np.uint64)
-            uniforms = draw("uniform", seeds, rows.astype(np.uint64), values.shape[1:])
-            values = (uniforms < values).astype(np.float32)
-        return torch.from_numpy(values), self._labels[torch.from_numpy(rows)]
+            if self._dequantize:
+                return dequantized(pixels, seeds, indices)
+            uniforms = draw("uniform", seeds, indices, pixels.shape[1:])
+            return (uniforms < pixels / np.float32(255)).astype(np.float32)
+        fixed = self._images.dequantization_seed
+        if fixed is not None:
+            return dequantized(pixels, np.full_like(indices, fixed), indices)
+        return (pixels / np.float32(255)).astype(np.float32, copy=False)
 
 
 class Averaging(WeightAveraging):
@@ -95,6 +109,8 @@ class Averaging(WeightAveraging):
 
     def __init__(self, decay: float) -> None:
         def average(mean: Tensor, newest: Tensor, num_averaged: Tensor | int) -> Tensor:
+            if not newest.is_floating_point():
+                return newest  # a buffer of whole numbers, such as an order of the pixels
             share = min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
             return share * mean + (1 - share) * newest
 
@@ -229,14 +245,17 @@ def draw_images(model: GenerativeModel, num_images: int) -> NDArray[np.uint8]:
 def generator_inputs(model: GenerativeModel, num_images: int) -> dict[str, Tensor]:
     """Return neutral inputs of the generate graph: seed 0, nothing known, classes in turn."""
     indices = np.arange(num_images, dtype=np.uint64)
-    seeds = np.zeros_like(indices)
-    inputs = {"noise": torch.from_numpy(draw(model.noise.prior, seeds, indices, model.noise.shape))}
-    if model.is_conditional:
-        inputs["label"] = torch.arange(num_images) % model.num_classes
-    if model.ordering is not None:
-        unknown = torch.zeros(num_images, *model.image.shape)
-        inputs |= {"temperature": torch.ones(num_images), "known": unknown, "known_mask": unknown}
-    return {name: value.to(model.device) for name, value in inputs.items()}
+    noise = draw(model.noise.prior, np.zeros_like(indices), indices, model.noise.shape)
+    unknown = torch.zeros(num_images, *model.image.shape)
+    neutral = {
+        "noise": torch.from_numpy(noise),
+        "label": torch.arange(num_images) % max(model.num_classes, 1),
+        "temperature": torch.ones(num_images),
+        "known": unknown,
+        "known_mask": unknown,
+    }
+    names = inspect.signature(model.graphs()["generate"].forward).parameters
+    return {name: neutral[name].to(model.device) for name in names}
 
 
 def train(
@@ -311,8 +330,7 @@ def new_model(recipe: Recipe, split: Split) -> GenerativeModel:
     """Create a recipe's model with the initial weights that its seed and data give."""
     torch.manual_seed(recipe.training.seed)
     channels, height, width = split.train.pixels.shape[1:]
-    values = "8-bit" if recipe.data.binarization == "none" else "binary"
-    image = Image(shape=(channels, height, width), values=values)
+    image = Image(shape=(channels, height, width), values=recipe.data.values)
     model = build_model(recipe, image, len(split.classes))
     model.initialize(torch.from_numpy(split.train.pixels))
     return model
@@ -355,7 +373,10 @@ def _claim(run: Path, recipe: Recipe, restart: bool) -> None:
 
 def _loaders(recipe: Recipe, split: Split) -> tuple[DataLoader[Batch], DataLoader[Batch] | None]:
     training = recipe.training
-    dataset = ImageDataset(split.train, training.seed if split.train_pixels_are_grey else None)
+    draws = split.train_pixels_are_grey or split.train_is_dequantized
+    dataset = ImageDataset(
+        split.train, training.seed if draws else None, dequantize=split.train_is_dequantized
+    )
     if not len(dataset):
         raise ValueError(f"{recipe.data.source} has no training images left")
     batch_size = min(training.batch_size, len(dataset))

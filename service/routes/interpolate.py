@@ -20,7 +20,6 @@ from service.images import (
     encode_picture,
     enlarge,
     grid,
-    to_pixels,
 )
 from service.latents import Method, path_through
 from service.model import Model
@@ -211,8 +210,8 @@ def _encode(pixels: NDArray[np.uint8], walk: Walk, answer_format: str) -> bytes:
 
 
 def _json_answer(model: Model, walk: Walk, method: Method, made: Rows) -> bytes:
-    images, labels = made["image"], model.manifest.labels
-    last = len(images) - (not walk.loop)  # a loop ends one frame before t = 1, which is t = 0
+    labels, num_frames = model.manifest.labels, len(made["pixels"])
+    last = num_frames - (not walk.loop)  # a loop ends one frame before t = 1, which is t = 0
     frames: list[dict[str, Any]] = [
         {
             "t": position / last,
@@ -220,7 +219,7 @@ def _json_answer(model: Model, walk: Walk, method: Method, made: Rows) -> bytes:
             "latent": made["noise"][position].tolist(),
         }
         | ({"label": labels[made[LABEL][position]]} if labels else {})
-        for position, pixels in enumerate(to_pixels(images))
+        for position, pixels in enumerate(made["pixels"])
     ]
     manifest = model.manifest
     return json_bytes(

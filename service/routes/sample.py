@@ -17,7 +17,7 @@ from service.batcher import Outcome, Rows
 from service.errors import InvalidRequestError, NoLatentSpaceError, UnsupportedOperationError
 from service.graph import LABEL, TRUNCATION
 from service.images import encode_base64, encode_picture, enlarge
-from service.manifest import Manifest
+from service.manifest import Manifest, Operation
 from service.model import Model, seeded_rows
 from service.noise import truncate
 from service.routes.documentation import PICTURES, answers
@@ -130,7 +130,7 @@ async def create_sample(request: Request, body: SampleRequest) -> Response:
     """Generate images; the same seed gives the same bytes, whatever else is being served."""
     accept = header(request, b"accept")
     sampling = plan(service_of(request), body, body.latents, accept, default="json")
-    return await _answer(request, sampling, body)
+    return await answer_sampling(request, sampling, body)
 
 
 @router.get(
@@ -146,7 +146,7 @@ async def show_sample(request: Request, query: Annotated[SampleQuery, Query()]) 
     headers = cache_headers(query, sampling.model.manifest, sampling.answer_format)
     if is_known_to_client(request, headers):
         return Response(status_code=304, headers=headers)
-    response = await _answer(request, sampling, query)
+    response = await answer_sampling(request, sampling, query)
     response.headers.update(headers)
     return response
 
@@ -157,13 +157,22 @@ def plan(
     latents: list[list[float]] | None,
     accept: str | None,
     default: str,
+    operation: Operation = "sample",
 ) -> Sampling:
     """Check a request against its model, before anything is queued.
+
+    Args:
+        service: Finds the model.
+        query: What is asked for.
+        latents: Explicit codes instead of a seed.
+        accept: The header of that name, which chooses the format where the query does not.
+        default: The format where neither does.
+        operation: What the model must be able to do.
 
     Raises:
         ProblemError: The model, a field or the format is not possible.
     """
-    model = service.find(query.model, "sample")
+    model = service.find(query.model, operation)
     answer_format = choose_format(query.format, accept, FORMATS, default)
     _check_options(service, model, query)
     if latents is None:
@@ -213,7 +222,8 @@ def is_known_to_client(request: Request, headers: dict[str, str]) -> bool:
     return "ETag" in headers and bool(tags & {headers["ETag"], "*"})
 
 
-async def _answer(request: Request, sampling: Sampling, query: SampleQuery) -> Response:
+async def answer_sampling(request: Request, sampling: Sampling, query: SampleQuery) -> Response:
+    """Draw the images of a plan, and show them as the query asks."""
     limit_s = timeout_s(request, query.timeout_ms)
     model = sampling.model
     outcomes: list[Outcome[Any]] = []

@@ -162,16 +162,14 @@ def check_binarize(upload: Upload[OptionsT]) -> None:
         )
 
 
-def decode_one(text: str, image: Image) -> FloatArray:
-    """Decode one picture in base64, (1, C, H, W), at one half for a binary model.
+def decode_one(item: Any, image: Image) -> FloatArray:
+    """Decode one image of a JSON request, (1, C, H, W), at one half for a binary model.
 
     Raises:
-        ValueError: It is no such picture.
+        ValueError: It is no image of the model's.
     """
     options = ImageOptions()
-    return _prepare(
-        from_pixels(_decode_file(decode_base64(text), image, options)[None], image), image, options
-    )
+    return _prepare(from_pixels(_decode_item(item, image, options)[None], image), image, options)
 
 
 def document_body(json_type: type[RequestModel], model: str) -> dict[str, Any]:
@@ -243,22 +241,19 @@ def _decode_pictures(files: list[bytes], image: Image, options: ImageOptions) ->
 
 
 def _decode_json(images: list[Any], image: Image, options: ImageOptions) -> FloatArray:
-    def decode(item: Any) -> NDArray[np.generic]:
-        if isinstance(item, str):
-            return _decode_file(decode_base64(item), image, options)
-        pixels = _as_array(item)
-        if pixels.dtype.kind not in "iu":
-            raise ValueError("must be integers from 0 to 255, or a picture in base64")
-        return pixels
-
-    return _decode_each(images, decode, image, options)
+    return _decode_each(images, lambda item: _decode_item(item, image, options), image, options)
 
 
-def _as_array(item: Any) -> NDArray[np.generic]:
+def _decode_item(item: Any, image: Image, options: ImageOptions) -> NDArray[np.generic]:
+    if isinstance(item, str):
+        return _decode_file(decode_base64(item), image, options)
     try:
-        return np.array(item)
+        pixels = np.array(item)
     except (ValueError, OverflowError) as error:
         raise ValueError("must be a full (H, W) or (H, W, C) array") from error
+    if pixels.dtype.kind not in "iu":
+        raise ValueError("must be integers from 0 to 255, or a picture in base64")
+    return pixels
 
 
 def _decode_file(file: bytes, image: Image, options: ImageOptions) -> NDArray[np.uint8]:

@@ -301,3 +301,58 @@ def test_the_real_data_sets_are_read(name: str) -> None:
     assert split.train.pixels.shape[2:] == split.test.pixels.shape[2:]
     assert len(split.train) == split.source.num_train > 1000
     assert split.train.labels.max() < max(len(split.classes), 1)
+
+
+def test_pooling_takes_the_rounded_mean_of_blocks() -> None:
+    pixels = np.array([[[[0, 1, 10, 20], [1, 1, 30, 43]]]], dtype=np.uint8)
+    images = Images(pixels, np.zeros(1, dtype=np.int64))
+    # 3/4 and 103/4 = 25.75, to the nearest level.
+    assert data.pooled(images, 2).pixels.tolist() == [[[[1, 26]]]]
+    assert data.pooled(images, 1) is images
+    with pytest.raises(ValueError, match=r"data.pool is 3, which does not divide 4×2"):
+        data.pooled(images, 3)
+
+
+def test_cropping_keeps_the_centre_of_the_same_bits(small: DataSet) -> None:
+    put(data.data_folder() / "small")
+    whole = load_split(DataConfig(source="small", binarization="fixed", num_validation=2))
+    part = load_split(DataConfig(source="small", binarization="fixed", num_validation=2, crop=1))
+    for name in ("train", "validation", "test"):
+        expected = getattr(whole, name).pixels[:, :, :1, 1:2]
+        np.testing.assert_array_equal(getattr(part, name).pixels, expected)
+    with pytest.raises(ValueError, match=r"data.crop is 3, but the images are 3×2"):
+        load_split(DataConfig(source="small", crop=3))
+
+
+def test_dequantized_pixels_fill_their_grey_level_evenly(small: DataSet) -> None:
+    put(data.data_folder() / "small")
+    split = load_split(DataConfig(source="small", num_validation=2, dequantize=True))
+    y = (255 * split.test.values.astype(np.float64) + 0.5) / 256
+    np.testing.assert_array_equal(np.floor(256 * y), split.test.pixels)
+    pixels = np.full((500, 1, 4, 4), 255, dtype=np.uint8)
+    values = Images(pixels, np.zeros(500, dtype=np.int64), dequantization_seed=5).values
+    noise = 255 * values.astype(np.float64) + 0.5 - 255
+    # 8,000 uniform draws: mean ½ ± 0.0033, variance 1/12 ± 0.0009.
+    assert noise.mean() == pytest.approx(0.5, abs=0.015)
+    assert noise.var() == pytest.approx(1 / 12, abs=0.004)
+
+
+def test_the_noise_of_an_image_does_not_depend_on_the_cut(small: DataSet) -> None:
+    pixels = np.zeros((10, 1, 2, 2), dtype=np.uint8)
+    images = Images(pixels, np.zeros(10, dtype=np.int64), dequantization_seed=5)
+    np.testing.assert_array_equal(images[3:7][1:].values, images.values[4:7])
+    with pytest.raises(ValueError, match="cut into runs"):
+        images[::2]
+
+
+def test_training_adds_other_noise_in_every_epoch_and_validation_the_same(small: DataSet) -> None:
+    put(data.data_folder() / "small")
+    split = load_split(DataConfig(source="small", num_validation=2, dequantize=True))
+    training = ImageDataset(split.train, 7, dequantize=True)
+    (first, _), (second, _) = (training.__getitems__([(e, 0), (e, 1)]) for e in (0, 1))
+    assert (first != second).all()
+    np.testing.assert_array_equal((255 * first).round(), (255 * second).round())
+    validation = ImageDataset(split.validation)
+    (first, _), (second, _) = (validation.__getitems__([(e, 0), (e, 1)]) for e in (0, 1))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first.numpy(), split.validation.values)

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,13 +16,14 @@ from export.data import Images, load_split
 from export.evaluate import (
     evaluate,
     evaluate_over_http,
+    fitting_classifier,
     mean_metric,
     nearest_training_images,
     read_metrics,
     score_test_part,
 )
 from export.graph import Graph
-from export.recipe import Recipe
+from export.recipe import Recipe, read_recipe
 from export.train import load_model
 from service.images import decode_npy, encode_npy
 
@@ -101,6 +103,34 @@ def test_a_conditional_density_is_scored_given_the_own_label_of_each_image() -> 
 def test_what_is_measured_is_written_down(finished_run: Run) -> None:
     recipe, run = finished_run
     assert evaluate(recipe, run) == read_metrics(run / "bundle")
+
+
+@pytest.mark.parametrize("finished_run", ["nade"], indirect=True)
+def test_figures_of_simpler_models_follow(finished_run: Run, tmp_path: Path) -> None:
+    recipe, run = finished_run
+    copy = shutil.copytree(run, tmp_path / "run")
+    baseline = mean_metric("bits_per_dim_of_a_gaussian", np.array([3.0, 4.0]), "bits", "mnist")
+    (copy / "baselines.json").write_text(json.dumps([baseline.model_dump()]))
+    metrics = evaluate(recipe, copy)
+    assert metrics == (*read_metrics(run / "bundle"), baseline)
+    assert read_metrics(copy / "bundle") == metrics
+
+
+def test_only_whole_grey_pictures_are_shown_to_the_classifier(make_recipe: Any) -> None:
+    def has_one(**data: Any) -> bool:
+        fields = {"source": "fashion-mnist", "binarization": "none"} | data
+        return fitting_classifier(make_recipe("dcgan", data=fields)) is not None
+
+    assert has_one()
+    assert not has_one(pool=2)
+    assert not has_one(crop=14)
+    assert not has_one(dequantize=True)
+    assert not has_one(binarization="fixed")
+
+
+def test_dequantized_figures_are_not_compared_with_those_of_grey_levels() -> None:
+    with pytest.raises(ValueError, match="scores the middle of each"):
+        evaluate_over_http("http://127.0.0.1:1", "rnade", read_recipe("rnade-fashion14"))
 
 
 @pytest.mark.parametrize("finished_run", ["dcgan", "cgan"], indirect=True)

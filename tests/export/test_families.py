@@ -1,4 +1,5 @@
 import math
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ from torch.nn import functional
 
 from export.convert import check_graph, export_graph, golden_inputs, realigned
 from export.data import Images
+from export.families.joint import num_table_parameters
+from export.families.pixel_lstm import past_distances, past_windows
 from export.graph import Graph
 from export.model import GenerativeModel, build_model
 from service.manifest import Image
 from tests.export.conftest import GANS
+
+# Sums of products are cut at other places for more than 16, 32 and 64 columns.
+NUM_ROWS = 70
+SLOTS = ((0, 1), (5, 6), (69, 70), (1, 3), (2, 5), (3, 8), (0, 7), (9, 25), (40, 65), (1, 65))
 
 
 def make_model(
@@ -39,15 +46,62 @@ def binary_images(num_images: int, size: int, seed: int = 0) -> Tensor:
     ("family", "model", "expected"),
     [
         ("bernoulli", {}, 784),
+        ("markov", {"order": 3}, 1 + 2 + 4 + 781 * 8),
         ("markov", {"order": 1}, 2 * 784 - 1),
         ("markov", {"order": 5}, sum(2 ** min(i, 5) for i in range(784))),
+        ("fvsbn", {}, 784 * 783 // 2 + 784),  # the strictly lower triangle and the biases
         ("nade", {"hidden": 500}, 785_284),  # 2DH + D + H
+        ("eonade", {"hidden": [400]}, 3 * 784 * 400 + 784 + 400),  # W, U, V, b, c
+        ("eonade", {"hidden": [400, 300]}, 784 * (2 * 400 + 300) + 784 + 400 + 401 * 300),
     ],
 )
 def test_the_number_of_parameters(
     make_recipe: Any, family: str, model: dict[str, Any], expected: int
 ) -> None:
     assert make_model(make_recipe, family, **model).num_parameters() == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_joint_table_has_a_parameter_per_image_but_one(make_recipe: Any, size: int) -> None:
+    assert make_model(make_recipe, "joint", size).num_parameters() == 2 ** (size * size) - 1
+
+
+def test_a_joint_table_of_one_rgb_pixel_has_16777215_parameters() -> None:
+    assert num_table_parameters(3, num_levels=256) == 256**3 - 1 == 16_777_215
+
+
+def test_a_joint_table_is_a_markov_chain_that_forgets_nothing(make_recipe: Any) -> None:
+    chain = make_model(make_recipe, "markov", 3, order=8)
+    assert chain.num_parameters() == make_model(make_recipe, "joint", 3).num_parameters()
+
+
+def test_a_joint_table_of_a_large_image_is_refused(make_recipe: Any) -> None:
+    with pytest.raises(ValueError, match=r"joint needs 2\^25 - 1 parameters .* set data.crop"):
+        make_model(make_recipe, "joint", 5)
+
+
+def test_a_joint_table_without_smoothing_gives_the_counted_frequencies(make_recipe: Any) -> None:
+    model: Any = make_model(make_recipe, "joint", 2, smoothing=0)
+    rows = torch.tensor([[0, 1, 1, 0]] * 5 + [[0, 1, 0, 0]] * 2 + [[1, 1, 1, 1]]).float()
+    images = rows.reshape(-1, 1, 2, 2)
+    model.training_step((images, torch.zeros(8)), 0)
+    module = model.graphs()["log_prob"]
+    log_prob, conditionals = module(images)
+    # Single precision.
+    assert log_prob.exp().tolist() == pytest.approx([5 / 8] * 5 + [2 / 8] * 2 + [1 / 8], rel=1e-6)
+    assert conditionals[0].exp().flatten().tolist() == pytest.approx([7 / 8, 1, 5 / 7, 1], rel=1e-6)
+    unseen = torch.tensor([1.0, 0, 0, 0]).reshape(1, 1, 2, 2)
+    assert model.log_prob(unseen).item() == -math.inf
+
+
+def test_a_joint_table_keeps_known_pixels_that_it_holds_for_impossible(make_recipe: Any) -> None:
+    model: Any = make_model(make_recipe, "joint", 2, smoothing=0)
+    images = torch.tensor([0.0, 1, 1, 0]).reshape(1, 1, 2, 2)
+    model.training_step((images, torch.zeros(1)), 0)
+    noise, known = torch.full((1, 1, 2, 2), 0.3), 1 - images
+    one = torch.ones(1)
+    assert model.graphs()["generate"](noise, one, known, torch.ones_like(known)).equal(known)
+    assert model.graphs()["generate"](noise, one, known, torch.zeros_like(known)).equal(images)
 
 
 def test_dcgan_counts_its_generator_alone(make_recipe: Any) -> None:
@@ -64,11 +118,56 @@ def test_an_unknown_family_is_refused(make_recipe: Any) -> None:
         make_model(make_recipe, "unheard")
 
 
-@pytest.mark.parametrize("family", ["bernoulli", "markov", "nade"])
+@pytest.mark.parametrize(
+    "family", ["bernoulli", "eonade", "fvsbn", "joint", "markov", "nade", "pixel_lstm"]
+)
 def test_binary_families_refuse_grey_images(make_recipe: Any, family: str) -> None:
     """On greys their formula is a cross-entropy and no log-likelihood."""
     with pytest.raises(ValueError, match=r"set data.binarization"):
         make_model(make_recipe, family, values="8-bit")
+
+
+def test_rnade_counts_its_mixtures(make_recipe: Any) -> None:
+    model = make_model(make_recipe, "rnade", 14, "continuous", hidden=96, components=16)
+    per_pixel = 96 + 1 + 48 * 96 + 48  # W, ρ, V, b
+    assert model.num_parameters() == 196 * per_pixel + 96
+
+
+def test_rnade_refuses_pixels_that_are_not_dequantized(make_recipe: Any) -> None:
+    """Their density can be driven to infinity."""
+    with pytest.raises(ValueError, match=r"rnade models continuous images, these are 8-bit"):
+        make_model(make_recipe, "rnade", 4, "8-bit")
+
+
+def test_the_pixel_lstm_counts_its_lstm_and_its_readout(make_recipe: Any) -> None:
+    model = make_model(make_recipe, "pixel_lstm", 28, hidden=64, radius=3)
+    window = 3 + 3 * 7  # pixels to the left, three rows above
+    lstm = 4 * 64 * (window + 28 + 28 + 64) + 2 * 4 * 64
+    assert model.num_parameters() == lstm + window + 64 + 784
+
+
+@pytest.mark.parametrize("radius", [0, 1, 4])
+def test_no_window_reaches_the_present(radius: int) -> None:
+    for width in (1, 3, 28):
+        steps = past_distances(width, radius)
+        assert min(steps, default=1) >= 1
+        assert len(set(steps)) == len(steps)
+
+
+def test_a_window_holds_the_pixels_at_its_distances() -> None:
+    columns = torch.arange(1.0, 7.0)[:, None]
+    windows = past_windows(columns, [1, 4])
+    assert windows[:, 0].tolist() == [[0, 0], [1, 0], [2, 0], [3, 0], [4, 1], [5, 2]]
+    assert past_windows(columns, []).shape == (6, 1, 0)
+
+
+def test_the_step_of_the_pixel_lstm_is_that_of_torch(make_recipe: Any) -> None:
+    """Training runs torch's own LSTM, the graphs a step written out."""
+    model = with_random_weights(make_model(make_recipe, "pixel_lstm", 5, hidden=6, radius=2))
+    images = binary_images(7, 5)
+    log_prob, _ = model.graphs()["log_prob"](images)
+    # Sums of 25 single-precision terms.
+    torch.testing.assert_close(log_prob, model.log_prob(images), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [27, 30])
@@ -140,6 +239,71 @@ def test_nade_starts_near_the_independent_model(make_recipe: Any) -> None:
     assert nll.mean().item() < 0.95 * 64 * math.log(2)
 
 
+def plain_eonade(model: Any, images: Tensor) -> Tensor:
+    """The paper's formula: log of the mean over orders of Π_d p(x_{o_d} | x_{o_<d})."""
+    values = images.flatten(1)
+    per_order = []
+    for order in model.orders:
+        mask, log_prob = torch.zeros_like(values), torch.zeros(len(values))
+        for pixel in order:
+            logits = model.logits(values, mask)[:, pixel]
+            signs = 2 * values[:, pixel] - 1
+            log_prob = log_prob + functional.logsigmoid(signs * logits)
+            mask[:, pixel] = 1
+        per_order.append(log_prob)
+    return torch.stack(per_order).logsumexp(dim=0) - math.log(len(model.orders))
+
+
+def with_random_weights(model: GenerativeModel) -> Any:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.5)
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("hidden", [[6], [6, 5]])
+def test_eonade_mixes_probabilities_of_orders(make_recipe: Any, hidden: list[int]) -> None:
+    model = with_random_weights(
+        make_model(make_recipe, "eonade", size=4, hidden=hidden, num_orders=3)
+    )
+    images = binary_images(9, 4)
+    # Sums of 16 single-precision terms.
+    torch.testing.assert_close(
+        model.log_prob(images), plain_eonade(model, images), atol=1e-4, rtol=0
+    )
+
+
+def test_the_estimate_that_eonade_learns_from_is_unbiased(make_recipe: Any) -> None:
+    """Its mean over places and orders is the mean over all 4! orders of -log p(x | o)."""
+    model = with_random_weights(make_model(make_recipe, "eonade", size=2, hidden=[5]))
+    image = binary_images(1, 2, seed=3)
+    estimates = model.nll_of_a_random_order(image.expand(20_000, -1, -1, -1))
+    surprises = []
+    for order in permutations(range(4)):
+        model.orders = torch.tensor([order])
+        surprises.append(-plain_eonade(model, image).item())
+    standard_error = estimates.std().item() / math.sqrt(len(estimates))
+    assert abs(estimates.mean().item() - sum(surprises) / 24) < 4 * standard_error
+
+
+def test_eonade_can_be_trained_on_the_orders_of_its_mixture_alone(make_recipe: Any) -> None:
+    model: Any = make_model(
+        make_recipe, "eonade", size=3, hidden=[5], num_orders=2, training_orders="mixture"
+    )
+    places = model.random_places(100)
+    drawn = {tuple(order) for order in places.argsort(dim=1).tolist()}
+    assert drawn == {tuple(order) for order in model.orders.tolist()}
+
+
+def test_eonade_starts_as_the_independent_model(make_recipe: Any) -> None:
+    model: Any = make_model(make_recipe, "eonade", size=4, hidden=[5])
+    images = binary_images(500, 4)
+    model.initialize((255 * images).to(torch.uint8))
+    mean = images.mean(dim=0)
+    independent = (images * mean.log() + (1 - images) * (1 - mean).log()).flatten(1).sum(dim=1)
+    torch.testing.assert_close(model.log_prob(images), independent, atol=1e-4, rtol=0)
+
+
 def test_a_pixel_of_the_nade_sampler_costs_two_gemms_and_three_cheap_operators(
     make_recipe: Any, tmp_path: Path
 ) -> None:
@@ -159,26 +323,47 @@ def inputs_for(model: GenerativeModel, module: torch.nn.Module, size: int) -> An
     return golden_inputs(model, module, Images(pixels, np.zeros(8, dtype=np.int64)))
 
 
-@pytest.mark.parametrize("family", ["bernoulli", "cgan", "dcgan", "gan", "markov", "nade"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "bernoulli",
+        "cgan",
+        "dcgan",
+        "eonade",
+        "fvsbn",
+        "gan",
+        "markov",
+        "nade",
+        "pixel_lstm",
+        "rnade",
+    ],
+)
 def test_rows_of_shipped_size_have_the_same_bits_in_every_batch(
     make_recipe: Any, tmp_path: Path, family: str
 ) -> None:
     """At 28×28: which instructions a kernel takes depends on sizes."""
     sizes: dict[str, dict[str, Any]] = {
         "nade": {"hidden": 500},
+        "eonade": {"hidden": [400, 400]},
         "dcgan": {"latent_dim": 64, "generator_channels": [192, 96]},
         "cgan": {"latent_dim": 64, "generator_channels": [96, 48]},
         "gan": {"latent_dim": 64, "generator_hidden": [512, 512]},
     }
-    values = "8-bit" if family in GANS else "binary"
+    values = (dict.fromkeys(GANS, "8-bit") | {"rnade": "continuous"}).get(family, "binary")
     model = make_model(make_recipe, family, 28, values, 10, **sizes.get(family, {}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():  # sums of zeros would be the same in any order
+                parameter.normal_(0, 0.1)
     for role, module in model.requires_grad_(False).graphs().items():
         inputs = inputs_for(model, module, 28)
         path = tmp_path / f"{role}.onnx"
         export_graph(module, role, inputs, path)
-        together = check_graph(path, module, inputs, exact=False)
-        graph = Graph(path)
-        for start, stop in ((0, 1), (5, 6), (7, 8), (1, 3), (2, 5), (3, 8), (0, 7)):
-            rows = {name: realigned(array[start:stop]) for name, array in inputs.items()}
+        check_graph(path, module, inputs, exact=False)
+        graph = Graph(path, NUM_ROWS)
+        many = {name: np.resize(a, (NUM_ROWS, *a.shape[1:])) for name, a in inputs.items()}
+        together = graph(many)
+        for start, stop in SLOTS:
+            rows = {name: realigned(array[start:stop]) for name, array in many.items()}
             for name, array in graph(rows).items():
                 assert array.tobytes() == together[name][start:stop].tobytes(), (role, name)

@@ -56,7 +56,7 @@ def test_the_manifest_describes_the_model(finished_run: Run, tmp_path: Path) -> 
     if recipe.family == "nade":
         assert manifest.density == "exact"
         assert manifest.ordering == "raster"
-        assert manifest.operations == ("sample", "log_prob")
+        assert manifest.operations == ("sample", "log_prob", "complete")
         assert manifest.num_parameters == 2 * 64 * 20 + 64 + 20
         assert manifest.metrics[0].name == "nll"
     else:
@@ -107,11 +107,12 @@ def test_preview_and_film_have_their_shapes(finished_run: Run, tmp_path: Path) -
     folder = publish(recipe, run, tmp_path)
     columns = len(CLASSES) if recipe.family == "cgan" else 8
     with PillowImage.open(folder / "preview.png") as preview:
-        assert preview.size == (columns * 8 * 2, 8 * 8 * 2)
+        # Small images are shown larger, these 56 // 8 = 7 times.
+        assert preview.size == (columns * 8 * 7, 8 * 8 * 7)
     if recipe.family != "nade":
         with PillowImage.open(folder / "nearest.png") as nearest:
-            assert nearest.size == (10 * 8 * 2, 4 * 8 * 2)
-            pixels = np.asarray(nearest)[::2, ::2]
+            assert nearest.size == (10 * 8 * 7, 4 * 8 * 7)
+            pixels = np.asarray(nearest)[::7, ::7]
         train = set(map(bytes, load_split(recipe.data).train.pixels[:, 0]))
         cells = pixels.reshape(4, 8, 10, 8).swapaxes(1, 2)
         are_real = [[cell.tobytes() in train for cell in row] for row in cells]
@@ -119,7 +120,7 @@ def test_preview_and_film_have_their_shapes(finished_run: Run, tmp_path: Path) -
     with np.load(run / "film.npz") as film:
         num_frames = len(film["frames"])
     with PillowImage.open(folder / "film.webp") as film:
-        assert film.size == (3 * 8 * 2, 2 * 8 * 2)
+        assert film.size == (3 * 8 * 7, 2 * 8 * 7)
         assert getattr(film, "n_frames", 1) == num_frames
         film.seek(num_frames - 1)
         film.load()

@@ -83,3 +83,24 @@ def test_the_protocol_names_data_and_binarization(
 ) -> None:
     overrides = [f"data.source={source}", f"data.binarization={binarization}"]
     assert read_recipe("nade-mnist", overrides).protocol == protocol
+
+
+@pytest.mark.parametrize(
+    ("data", "protocol"),
+    [
+        ({"binarization": "fixed"}, "mnist-fixed"),
+        ({}, "mnist-8-bit"),
+        ({"pool": 2, "dequantize": True}, "mnist-pool2-dequantized"),
+        ({"crop": 3, "binarization": "dynamic"}, "mnist-crop3-dynamic"),
+    ],
+)
+def test_the_protocol_names_what_was_done_to_the_images(
+    data: dict[str, object], protocol: str
+) -> None:
+    fields = read_recipe("nade-mnist").model_dump() | {"data": {"source": "mnist"} | data}
+    assert Recipe.model_validate(fields).protocol == protocol
+
+
+def test_binary_images_are_not_dequantized() -> None:
+    with pytest.raises(ValueError, match="dequantize needs binarization: none"):
+        read_recipe("nade-mnist", ["data.dequantize=true"])

@@ -207,3 +207,17 @@ def test_the_film_of_a_conditional_model_shows_the_classes_in_turn(make_recipe: 
     assert "label" not in generator_inputs(
         new_model(make_recipe("gan"), load_split(recipe.data)), 7
     )
+
+
+def test_the_orders_of_eonade_survive_the_average_of_weights(
+    make_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = make_recipe(
+        "eonade", model={"hidden": [6], "num_orders": 2}, training={"epochs": 2, "ema_decay": 0.9}
+    )
+    train(recipe, tmp_path)
+    split = load_split(recipe.data)
+    trained, untrained = load_model(recipe, tmp_path, split), new_model(recipe, split)
+    assert trained.orders.equal(untrained.orders)
+    assert sorted(trained.orders[0].tolist()) == list(range(64))
+    assert not trained.W.equal(untrained.W)

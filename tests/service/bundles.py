@@ -94,6 +94,26 @@ def class_generator(num_classes: int) -> str:
     }}"""
 
 
+def class_completer(num_classes: int) -> str:
+    """Return what is known, and else the class's own grey: number / num_classes."""
+    shape = f"float[N, 1, {HEIGHT}, {WIDTH}]"
+    return f"""
+    generate ({shape} noise, int64[N] label, {shape} known, {shape} known_mask)
+            => ({shape} image) {{
+        half = Constant <value_float = 0.5> ()
+        count = Constant <value_float = {num_classes:.1f}> ()
+        column = Constant <value_ints = [-1, 1, 1, 1]> ()
+        zero = Constant <value_float = 0.0> ()
+        number = Cast <to = 1> (label)
+        share = Div (number, count)
+        grey = Reshape (share, column)
+        silence = Mul (noise, zero)
+        picture = Add (silence, grey)
+        is_known = Greater (known_mask, half)
+        image = Where (is_known, known, picture)
+    }}"""
+
+
 def class_log_prob() -> str:
     """Return −label·Σx: no density, but a function of both that is easy to check."""
     return f"""
@@ -276,6 +296,7 @@ def write_bundle(
     prior: Literal["normal", "uniform"] = "normal",
     latent: bool = True,
     labels: tuple[str, ...] = (),
+    ordering: Literal["raster"] | None = None,
 ) -> Path:
     """Write a sound bundle.
 
@@ -289,6 +310,7 @@ def write_bundle(
         prior: Of its noise.
         latent: Whether its noise is a latent, or one number per pixel.
         labels: Its classes.
+        ordering: In which order it draws, if pixel by pixel.
 
     Returns:
         The bundle's folder.
@@ -314,6 +336,7 @@ def write_bundle(
         image=image,
         noise=noise,
         labels=labels,
+        ordering=ordering,
         num_parameters=1,
         graphs={role: describe_graph(folder / f"{role}.onnx") for role in graphs},
         files={file: sha256_of(folder / file) for file in files},
@@ -350,6 +373,7 @@ def golden_arrays(
         "temperature": np.ones(NUM_GOLDEN, np.float32),
         "label": np.arange(NUM_GOLDEN) % max(num_classes, 1),
     }
+    inputs["known"] = inputs["known_mask"] = np.zeros((NUM_GOLDEN, 1, HEIGHT, WIDTH), np.float32)
     golden: dict[str, NDArray[Any]] = {}
     for role in roles:
         session = Session(folder / f"{role}.onnx")

@@ -128,6 +128,7 @@ class TestDocumentation:
         assert operations >= {
             "POST /sample",
             "GET /sample",
+            "POST /complete",
             "POST /interpolate",
             "GET /interpolate",
             "POST /log_prob",

@@ -16,8 +16,11 @@ from service.noise import draw, draw_labels
 from service.workers import Workers
 from tests.service.answers import answer, array, invalid, picture, problem
 from tests.service.bundles import (
+    HEIGHT,
     LATENT_DIM,
     MAX_BATCH_ROWS,
+    WIDTH,
+    class_completer,
     class_generator,
     class_log_prob,
     identity_generator,
@@ -28,6 +31,7 @@ from tests.service.conftest import Serve
 
 CLASSES = ("cat", "dog", "2", "1", "T-shirt/top")
 GARMENT = 4
+CONDITIONAL = ["classes", "completing-classes", "scored-classes"]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_bundle(made, "classes", {"generate": generate}, labels=CLASSES)
     graphs = {"generate": generate, "log_prob": class_log_prob()}
     write_bundle(made, "scored-classes", graphs, labels=CLASSES)  # type: ignore[arg-type]
+    write_bundle(
+        made,
+        "completing-classes",
+        {"generate": class_completer(len(CLASSES)), "log_prob": class_log_prob()},
+        labels=CLASSES,
+        prior="uniform",
+        latent=False,
+        ordering="raster",
+    )
     write_bundle(made, "plain", {"generate": latent_generator(1)})
     return made
 
@@ -207,7 +220,7 @@ class TestSample:
         for body in ({"labels": ["cat"]}, {"labels": 0}):
             response = sample(client, model="plain", **body)
             content = problem(response, "unsupported-operation", 422)
-            assert content["alternatives"] == ["classes", "scored-classes"]
+            assert content["alternatives"] == CONDITIONAL
         assert "label" not in answer(sample(client, model="plain"))["images"][0]
 
     def test_log_prob_is_that_of_the_image_given_its_label(self, client: httpx.Client) -> None:
@@ -273,9 +286,7 @@ class TestInterpolate:
     ) -> None:
         invalid(self.walk(client, labels=["cow"]), "/labels/0")
         refused = self.walk(client, model="plain", labels=["cat"])
-        assert problem(refused, "unsupported-operation", 422)["alternatives"] == [
-            *("classes", "scored-classes"),
-        ]
+        assert problem(refused, "unsupported-operation", 422)["alternatives"] == CONDITIONAL
         assert "label" not in answer(self.walk(client, model="plain"))["frames"][0]
 
     def test_latents_alone_need_a_label(self, client: httpx.Client) -> None:
@@ -291,6 +302,29 @@ class TestInterpolate:
         anchors = [{"seed": 7}, {"seed": 8}]
         by_body = self.walk(client, anchors=anchors, labels=["dog"], steps=8, format="npy")
         assert client.get("/interpolate", params=params).content == by_body.content
+
+
+class TestComplete:
+    IMAGE = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH)
+
+    def complete(self, client: httpx.Client, **body: Any) -> httpx.Response:
+        body = {"image": self.IMAGE.tolist(), "known_rows": 1, "seed": 7} | body
+        return client.post("/complete", json={"model": "completing-classes"} | body)
+
+    def test_the_rest_is_drawn_in_the_class_that_is_given(self, client: httpx.Client) -> None:
+        images = array(self.complete(client, labels=["dog", GARMENT], format="npy"))
+        greys = np.array([51, 204])[:, None, None]  # 255 · 1/5 and 255 · 4/5
+        expected = np.where(np.arange(HEIGHT)[:, None] < 1, self.IMAGE, greys)
+        np.testing.assert_array_equal(images, expected)
+
+    def test_left_out_labels_are_drawn_and_told(self, client: httpx.Client) -> None:
+        told = labels_of(self.complete(client, n=6, include=["log_prob"]))
+        assert told == labels_of(sample(client, model="completing-classes", n=6))
+        assert len(set(told)) > 1
+        assert labels_of(self.complete(client, first_index=5)) == told[5:]
+
+    def test_an_unknown_label_is_refused(self, client: httpx.Client) -> None:
+        invalid(self.complete(client, labels=["cow"]), "/labels/0")
 
 
 class TestLogProb:

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from service.manifest import Operation, version_folders
+from service.manifest import Image, Operation, version_folders
 from tests.service.answers import answer, array, batch_rows, npy, picture, problem
 from tests.service.conftest import SHIPPED_STORE
 from tests.service.server import Served
@@ -34,16 +34,32 @@ def require(shipped: Served, name: str, operation: Operation = "sample") -> None
         pytest.skip(f"{name} has no {operation}")
 
 
-@pytest.fixture(scope="module")
-def digits() -> NDArray[np.uint8]:
-    """Return black pictures with white strokes, of the size that the models take."""
+def image_of(shipped: Served, name: str) -> Image:
+    return shipped.service.catalog.find(name).manifest.image
+
+
+def strokes(image: Image) -> NDArray[np.uint8]:
+    """Return 40 black pictures with white strokes, of the size that a model takes."""
     pixels = np.zeros((40, 28, 28), np.uint8)
     rng = np.random.default_rng(0)
-    for image in pixels:
+    for drawing in pixels:
         row, column = rng.integers(4, 20, 2)
-        image[row : row + 4, 4:24] = 255
-        image[4:24, column : column + 3] = 200
-    return pixels
+        drawing[row : row + 4, 4:24] = 255
+        drawing[4:24, column : column + 3] = 200
+    channels, height, width = image.shape
+    scaled = pixels[:, np.arange(height) * 28 // height][:, :, np.arange(width) * 28 // width]
+    return scaled if channels == 1 else scaled[..., None].repeat(channels, axis=3)
+
+
+def is_large(image: Image) -> bool:
+    """Tell whether two images are hardly ever the same."""
+    return image.num_dims > 100
+
+
+def draws_binary(shipped: Served, name: str) -> bool:
+    """Tell whether images are 0 and 255; a bound shows the mean of p(image given latent)."""
+    manifest = shipped.service.catalog.find(name).manifest
+    return manifest.image.values == "binary" and manifest.density != "bound"
 
 
 def sample(shipped: Served, **body: Any) -> httpx.Response:
@@ -63,11 +79,8 @@ class TestEveryModel:
         require(shipped, name)
         images = array(sample(shipped, model=name, n=64, seed=0, format="npy"))
         assert images.shape[0] == 64
-        assert len(np.unique(images, axis=0)) == 64
-        manifest = shipped.service.catalog.find(name).manifest
-        # A bound shows the mean of p(image given latent): of binary pixels the probabilities.
-        is_binary = manifest.image.values == "binary" and manifest.density != "bound"
-        assert (set(np.unique(images)) == {0, 255}) == is_binary
+        assert len(np.unique(images, axis=0)) == 64 or not is_large(image_of(shipped, name))
+        assert (set(np.unique(images)) == {0, 255}) == draws_binary(shipped, name)
 
     def test_image_5_alone_is_the_sixth_of_many(self, shipped: Served, name: str) -> None:
         require(shipped, name)
@@ -85,10 +98,9 @@ class TestEveryModel:
             alone = sample(shipped, model=name, seed=3, first_index=index, format="npy")
             np.testing.assert_array_equal(array(alone)[0], together[index])
 
-    def test_a_likelihood_does_not_depend_on_its_batch(
-        self, shipped: Served, name: str, digits: NDArray[np.uint8]
-    ) -> None:
+    def test_a_likelihood_does_not_depend_on_its_batch(self, shipped: Served, name: str) -> None:
         require(shipped, name, "log_prob")
+        pixels = strokes(image_of(shipped, name))
 
         def score(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
             params = {"model": name, "format": "npy"}
@@ -96,26 +108,26 @@ class TestEveryModel:
                 shipped.client.post("/log_prob", content=npy(pixels), params=params, headers=NPY)
             )
 
-        together = score(digits)
+        together = score(pixels)
         assert np.isfinite(together).all()
         assert (together < 0).all()
         is_bound = shipped.service.catalog.find(name).manifest.density == "bound"
         for index in (0, 17, 39):
             # A bound draws noise by the index of the image, which must stay the same.
             first = 0 if is_bound else index
-            assert score(digits[first : index + 1])[-1] == together[index]
+            assert score(pixels[first : index + 1])[-1] == together[index]
 
-    def test_surprise_per_pixel_sums_to_minus_log_prob(
-        self, shipped: Served, name: str, digits: NDArray[np.uint8]
-    ) -> None:
+    def test_surprise_per_pixel_sums_to_minus_log_prob(self, shipped: Served, name: str) -> None:
         require(shipped, name, "log_prob")
         if not shipped.service.catalog.find(name).has_conditionals:
-            pytest.skip(f"{name} has no conditionals")
-        body = {"model": name, "images": digits[:3].tolist(), "per_dim": True}
+            pytest.skip(f"{name} has no conditionals along one order of the pixels")
+        image = image_of(shipped, name)
+        body = {"model": name, "images": strokes(image)[:3].tolist(), "per_dim": True}
         for result in answer(shipped.client.post("/log_prob", json=body))["results"]:
             surprise = np.array(result["per_dim"])
-            assert surprise.shape == (28, 28)
-            assert (surprise >= 0).all()
+            assert surprise.shape == np.shape(body["images"])[1:]
+            # A density can exceed 1, a probability cannot.
+            assert (surprise >= 0).all() or image.values == "continuous"
             # The graph adds up 784 numbers in single precision.
             assert surprise.sum() == pytest.approx(-result["log_prob"], rel=1e-5)
 
@@ -124,20 +136,23 @@ class TestEveryModel:
         if shipped.service.catalog.find(name).is_bound:
             pytest.skip(f"{name} does not score its own images")
         drawn = answer(sample(shipped, model=name, n=20, seed=1, include=["log_prob"]))["images"]
-        noise = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+        image = image_of(shipped, name)
+        shape = strokes(image)[:20].shape
+        noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         body = {"model": name, "images": noise.tolist()}
         scored = answer(shipped.client.post("/log_prob", json=body))["results"]
-        assert min(image["log_prob"] for image in drawn) > max(r["log_prob"] for r in scored)
+        own, other = ([result["log_prob"] for result in results] for results in (drawn, scored))
+        assert np.mean(own) > np.mean(other)
+        assert min(own) > max(other) or not is_large(image)
 
-    def test_more_samples_tighten_a_bound(
-        self, shipped: Served, name: str, digits: NDArray[np.uint8]
-    ) -> None:
+    def test_more_samples_tighten_a_bound(self, shipped: Served, name: str) -> None:
         require(shipped, name, "log_prob")
         if not shipped.service.catalog.find(name).is_bound:
             pytest.skip(f"{name} is exact")
         bounds = []
+        images = strokes(image_of(shipped, name)).tolist()
         for number in (1, 100):
-            body = {"model": name, "images": digits.tolist(), "num_importance_samples": number}
+            body = {"model": name, "images": images, "num_importance_samples": number}
             results = answer(shipped.client.post("/log_prob", json=body))["results"]
             bounds.append([result["log_prob"] for result in results])
         assert np.mean(bounds[0]) < np.mean(bounds[1])
@@ -170,7 +185,7 @@ class TestEveryModel:
         assert steps.max() < whole / 3
 
     def test_what_it_cannot_do_is_refused_with_those_that_can(
-        self, shipped: Served, name: str, digits: NDArray[np.uint8]
+        self, shipped: Served, name: str
     ) -> None:
         require(shipped, name)
         manifest = shipped.service.catalog.find(name).manifest
@@ -179,7 +194,7 @@ class TestEveryModel:
             response = shipped.client.post("/interpolate", json=walk)
             assert name not in problem(response, "no-latent-space", 422)["alternatives"]
         if "log_prob" not in manifest.operations:
-            body = {"model": name, "images": digits[:1].tolist()}
+            body = {"model": name, "images": strokes(manifest.image)[:1].tolist()}
             response = shipped.client.post("/log_prob", json=body)
             content = problem(response, "log-prob-undefined", 422)
             if manifest.image.shape == (1, 28, 28):
@@ -212,10 +227,13 @@ class TestEveryModel:
         require(shipped, name)
         preview = picture(shipped.client.get(f"/models/{name}/preview"))
         first = array(sample(shipped, model=name, seed=0, format="npy"))[0]
-        size = shipped.service.catalog.find(name).manifest.image.shape[1]
-        scale = next(s for s in range(1, 17) if preview.shape[0] % (size * s) == 0)
-        cell = preview[: size * scale : scale, : size * scale : scale]
+        scale = preview.shape[0] // (8 * len(first))
+        cell = preview[: len(first) * scale : scale, : first.shape[1] * scale : scale]
         assert cell.shape[:2] == first.shape[:2]
+        # The preview shows the classes in turn, and was drawn on another machine: of what is no
+        # 0 or 1 it may have rounded a level differently.
+        if draws_binary(shipped, name) and not shipped.service.catalog.find(name).manifest.labels:
+            np.testing.assert_array_equal(cell, first)
 
 
 class TestDocumentation:
@@ -244,13 +262,11 @@ class TestDocumentation:
             response = shipped.client.request(method, path, json=body)
             assert response.status_code == 200, f"{method} {path} {json.dumps(body)[:200]}"
             tried.add(path)
-        assert tried >= {"/sample", "/interpolate", "/log_prob"}
+        assert tried >= {"/sample", "/complete", "/interpolate", "/log_prob"}
 
 
 class TestDeterminism:
-    def test_an_answer_is_the_same_alone_and_among_32_others(
-        self, shipped: Served, digits: NDArray[np.uint8]
-    ) -> None:
+    def test_an_answer_is_the_same_alone_and_among_32_others(self, shipped: Served) -> None:
         names = [model.manifest.name for model in shipped.service.catalog.newest()]
         requests: list[dict[str, Any]] = []
         for seed, name in enumerate(4 * names):
@@ -262,7 +278,7 @@ class TestDeterminism:
                 walk = {"model": name, "anchors": anchors, "steps": 3 + seed}
                 requests.append({"url": "/interpolate", "json": walk | {"format": "png"}})
             if "log_prob" in operations:
-                few = digits[seed : seed + 1 + seed % 4]
+                few = strokes(image_of(shipped, name))[seed % 30 : seed % 30 + 1 + seed % 4]
                 body = {"model": name, "images": few.tolist()}
                 requests.append({"url": "/log_prob", "json": body})
         requests = requests[:32]

@@ -1,0 +1,120 @@
+"""Fully visible sigmoid belief network: the chain rule with one logistic regression per pixel."""
+
+import torch
+from torch import Tensor, nn
+
+from export.layers import bernoulli_log_prob, logit, scan, score_binary, thresholds
+from export.model import FamilyConfig, GenerativeModel
+from service.manifest import Noise, Role
+
+
+class Config(FamilyConfig):
+    """Hyperparameters: none, the images give the shape of the weights."""
+
+
+class Model(GenerativeModel):
+    """p(x_d = 1 | x_<d) = σ(b_d + Σ_{k<d} W_dk x_k), pixels in raster order.
+
+    Only the strictly lower triangle of W is used: D(D-1)/2 + D parameters.
+
+    Source:
+        Neal, "Connectionist learning of belief networks", Artificial Intelligence 56, 1992,
+        section 3, without hidden units; Frey, "Graphical Models for Machine Learning and Digital
+        Communication", 1998, section 3.2.
+    """
+
+    density = "exact"
+    ordering = "raster"
+    values = ("binary",)
+
+    def build(self, config: Config) -> None:
+        """Create W (D, D) and b (D,), all zero: a convex problem has no symmetry to break."""
+        num_dims = self.image.num_dims
+        self.W = nn.Parameter(torch.zeros(num_dims, num_dims))
+        self.b = nn.Parameter(torch.zeros(num_dims))
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(num_dims))
+
+    @property
+    def noise(self) -> Noise:
+        """One uniform draw per pixel."""
+        return Noise(prior="uniform", shape=self.image.shape, latent=False)
+
+    def num_parameters(self) -> int:
+        """The strictly lower triangle and the biases."""
+        num_dims = self.image.num_dims
+        return num_dims * (num_dims - 1) // 2 + num_dims
+
+    def initialize(self, images: Tensor) -> None:
+        """Start as the independent model, and remember the mean image."""
+        self.mean.copy_(images.flatten(1).float().mean(dim=0) / 255)
+        with torch.no_grad():
+            self.b.copy_(logit(self.mean.clamp(1e-4, 1 - 1e-4)))
+
+    def weights(self) -> Tensor:
+        """Return W with zeros on and above the diagonal, (D, D)."""
+        return self.W.tril(-1)
+
+    def biases(self) -> Tensor:
+        """Return the biases that go with uncentred pixels, (D,).
+
+        Training subtracts the mean image, which makes weights and biases nearly independent of
+        each other and gradient descent several times as fast; the model is the same.
+        """
+        return self.b - self.weights() @ self.mean
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        """Return log p(x) in nats, (N, C, H, W) -> (N,)."""
+        values = images.flatten(1)
+        logits = torch.addmm(self.b, values - self.mean, self.weights().t())
+        return bernoulli_log_prob(values, logits).sum(dim=1)
+
+    def graphs(self) -> dict[Role, nn.Module]:
+        """Return the two graphs over the masked weights."""
+        return {
+            "generate": Generate(self.weights(), self.biases()),
+            "log_prob": LogProb(self.weights(), self.biases()),
+        }
+
+
+class Generate(nn.Module):
+    """noise -> image: a pixel that is drawn adds its column of W to all logits."""
+
+    def __init__(self, weights: Tensor, biases: Tensor) -> None:
+        super().__init__()
+        self.columns = nn.Buffer(weights.t()[:, :, None].contiguous())  # (D, D, 1)
+        self.biases = nn.Buffer(biases)
+        self.positions = nn.Buffer(torch.arange(len(biases))[:, None])  # (D, 1)
+
+    def forward(
+        self, noise: Tensor, temperature: Tensor, known: Tensor, known_mask: Tensor
+    ) -> Tensor:
+        """Sample, (N, C, H, W) -> (N, C, H, W)."""
+        limits = thresholds(noise, temperature, known, known_mask)
+
+        def step(logits: Tensor, pixel: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            column, position, limit = pixel  # (D, 1), (1,), (1, N)
+            value = (limit < logits.index_select(0, position)).to(logits.dtype)
+            return torch.addmm(logits, column, value), value + 0
+
+        start = self.biases[:, None] + 0 * noise.flatten(1)[:, 0]
+        values: Tensor
+        _, values = scan(step, start, (self.columns, self.positions, limits.t()[:, None]))
+        return values[:, 0].t().reshape(noise.shape)
+
+
+class LogProb(nn.Module):
+    """image -> log_prob, conditional_log_prob by one masked matrix product."""
+
+    def __init__(self, weights: Tensor, biases: Tensor) -> None:
+        super().__init__()
+        self.weights, self.biases = nn.Buffer(weights.contiguous()), nn.Buffer(biases)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Score, (N, C, H, W) -> (N,), (N, C, H, W)."""
+        values = image.flatten(1)
+        # What the mask hides must not count even where it is no number: 0 · NaN is NaN.
+        bits = (values > 0.5).to(values.dtype)
+        logits = torch.addmm(self.biases, bits, self.weights.t())
+        log_prob, conditionals = score_binary(values, logits)
+        return log_prob, conditionals.reshape(image.shape)
