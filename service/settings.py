@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         "all processes together have one per CPU.",
     )
     quick_s: float = Field(
-        default=0.025,
+        default=0.035,
         ge=0,
         description="Runs that take less, in seconds, do without a thread of their own.",
     )
