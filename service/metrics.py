@@ -137,7 +137,7 @@ class Metrics(Collector):
         """Note a request that has been refused."""
         self._rejections.add((slug,))
 
-    def share_calls(self, num_calls: int) -> float:
+    def share_calls(self, num_calls: float) -> float:
         """Tell all processes how many calls this one has under way; returns their mean."""
         self._ledger.own[self._calls] = num_calls
         calls = self._ledger.by_process(self._calls)

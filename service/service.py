@@ -16,6 +16,11 @@ from service.workers import Workers
 
 logger = logging.getLogger(__name__)
 
+# Batches come and go within a tick, so a process looks at its mean over a second, and minds only a
+# clear surplus: to connect anew costs a client more than to wait a little.
+_NEWEST_TICK_WEIGHT = 0.1
+_SURPLUS_FACTOR = 1.25
+
 Phase = Literal["loading", "serving", "draining", "stopped"]
 
 
@@ -42,6 +47,7 @@ class Service:
         self._stage: Literal["loading", "serving", "stopped"] = "loading"
         self._loading: asyncio.Task[None] | None = None
         self._failure = ""
+        self._mean_calls = 0.0
         self._num_to_shed = 0
 
     @property
@@ -78,14 +84,16 @@ class Service:
     def tick(self) -> None:
         """Tell the other processes how busy this one is; called a few times a second."""
         self.metrics.refresh()
-        num_calls = self.workers.num_calls
-        self._num_to_shed = int(max(0, num_calls - self.metrics.share_calls(num_calls)) / 2)
+        self._mean_calls += _NEWEST_TICK_WEIGHT * (self.workers.num_calls - self._mean_calls)
+        fair = self.metrics.share_calls(self._mean_calls)
+        has_surplus = self._mean_calls > fair * _SURPLUS_FACTOR + 1
+        self._num_to_shed = int((self._mean_calls - fair) / 2) if has_surplus else 0
 
     def sheds_connection(self) -> bool:
         """Tell whether the next answer should ask its client to connect anew.
 
         The kernel spreads connections blindly, and clients keep them: a process that has more
-        calls than its siblings gives a few away, half of the difference at a time.
+        calls than its siblings gives a few away, half of the surplus at a time.
         """
         if not self._num_to_shed:
             return False
