@@ -11,7 +11,7 @@ from torch.nn import functional
 # ONNX Runtime's Log, Softplus and ReduceSum compute the last few elements of an array by other
 # instructions than the rest. A row has the same bits in every batch only where rows are whole
 # multiples of this many floats, so that no element is ever among the last few.
-_ROW_MULTIPLE = 16
+ROW_MULTIPLE = 16
 
 # A filled-up value of 0 has log p = 0 exactly at this logit: e⁻¹⁰⁰ vanishes beside 1.
 _IMPOSSIBLE_LOGIT = -100.0
@@ -56,7 +56,7 @@ def thresholds(noise: Tensor, temperature: Tensor, known: Tensor, known_mask: Te
         Shape (N, D), pixels in raster order.
     """
     uniforms = noise.flatten(1)
-    free = temperature[:, None] * _cut(logit(_filled(uniforms, 0.5)), uniforms)
+    free = temperature[:, None] * cut_rows(logit(pad_rows(uniforms, 0.5)), uniforms)
     clamped = torch.where(known.flatten(1) > 0.5, -torch.inf, torch.inf)
     return torch.where(known_mask.flatten(1) > 0.5, clamped, free)
 
@@ -76,15 +76,17 @@ def score_binary(values: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         log p(x) in nats, shape (N,), and that of each value, shape (N, D).
     """
-    filled = bernoulli_log_prob(_filled(values, 0.0), _filled(logits, _IMPOSSIBLE_LOGIT))
-    return filled.sum(dim=1), _cut(filled, values)
+    padded = bernoulli_log_prob(pad_rows(values, 0.0), pad_rows(logits, _IMPOSSIBLE_LOGIT))
+    return padded.sum(dim=1), cut_rows(padded, values)
 
 
-def _filled(rows: Tensor, value: float) -> Tensor:
-    missing = -rows.shape[-1] % _ROW_MULTIPLE
+def pad_rows(rows: Tensor, value: float) -> Tensor:
+    """Lengthen rows, (N, D), to a multiple of `ROW_MULTIPLE` by a value."""
+    missing = -rows.shape[-1] % ROW_MULTIPLE
     return functional.pad(rows, (0, missing), value=value) if missing else rows
 
 
-def _cut(filled: Tensor, rows: Tensor) -> Tensor:
+def cut_rows(padded: Tensor, rows: Tensor) -> Tensor:
+    """Undo `pad_rows`: shorten rows to the length of others."""
     num_dims = rows.shape[-1]
-    return filled[..., :num_dims] if filled.shape[-1] > num_dims else filled
+    return padded[..., :num_dims] if padded.shape[-1] > num_dims else padded

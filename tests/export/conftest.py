@@ -60,7 +60,7 @@ def tiny_recipe(source: Path, family: str, **changes: Any) -> "Recipe":
     training = {"epochs": 2, "batch_size": 32, "learning_rate": 1e-2} | changes.pop("training", {})
     return Recipe.model_validate(
         {
-            "name": f"tiny-{family}",
+            "name": f"tiny-{family.replace('_', '-')}",
             "family": family,
             "description": "A tiny model.",
             "data": {"source": str(source), "binarization": binarization_of(family)},
