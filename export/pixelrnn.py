@@ -26,6 +26,7 @@ MaskType = Literal["A", "B"]
 Memory = tuple[Tensor, ...]
 Step = tuple[Memory, Memory]
 Drawn = tuple[Memory, Tensor]
+Scored = tuple[Tensor, Memory]
 
 # The first convolution is 7×7: three rows above, three columns to either side.
 _RADIUS = 3
@@ -222,7 +223,10 @@ class PixelRnn(GenerativeModel):
 
     @abstractmethod
     def make_layer(self, num_hidden: int, num_channels: int) -> nn.Module:
-        """Create a recurrent layer: (2h, H, W, N) -> (2h, H, W, N)."""
+        """Create a recurrent layer: (2h, H, W, N) -> (2h, H, W, N).
+
+        Its `forward` is fast in training; its `scanned` gives the same and can be exported.
+        """
 
     @property
     def noise(self) -> Noise:
@@ -250,11 +254,7 @@ class PixelRnn(GenerativeModel):
 
     def graphs(self) -> dict[Role, nn.Module]:
         """Return the two graphs."""
-        return {"generate": Generate(self), "log_prob": self.log_prob_graph()}
-
-    @abstractmethod
-    def log_prob_graph(self) -> nn.Module:
-        """Return the module image -> log_prob, conditional_log_prob."""
+        return {"generate": Generate(self), "log_prob": LogProb(self)}
 
     @abstractmethod
     def start_memory(self, blank: Tensor) -> Memory:
@@ -346,15 +346,47 @@ class Generate(nn.Module):
         return rows.permute(3, 1, 0, 2)
 
 
+class LogProb(nn.Module):
+    """image -> log_prob, conditional_log_prob: each layer over all pixels, the head by rows."""
+
+    def __init__(self, model: PixelRnn) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Score, (N, C, H, W) -> (N,), (N, C, H, W)."""
+        model = self.model
+        values = model.pixels.values(image)
+        features = model.context(values)
+        for layer in model.layers:
+            features = layer.scanned(features)
+
+        def score_row(carry: Tensor, row: Memory) -> Scored:
+            features, row_values = row
+            scores = model.head(features.flatten(1))
+            return carry + 0, model.pixels.row_terms(scores, row_values.flatten(1))
+
+        nothing = 0 * (values[0, 0, 0] > 0.5).to(values.dtype)
+        slices = (features.transpose(0, 1), values.transpose(0, 1))
+        _, terms = scan(score_row, nothing, slices)  # (H, C, W·N) each
+        rows = [
+            torch.unflatten(term, 2, values.shape[2:]).permute(3, 1, 0, 2).flatten(1)
+            for term in terms
+        ]
+        flat = values.permute(3, 0, 1, 2).flatten(1)
+        log_prob, conditionals = model.pixels.score(flat, tuple(rows))
+        return log_prob, conditionals.reshape(image.shape)
+
+
 def pairs(memory: Memory) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk over a memory that holds two tensors per layer."""
     return zip(memory[::2], memory[1::2], strict=True)
 
 
 def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """Return h and c from the gates i, f, o, g before their nonlinearity, (4h, M) and (h, M)."""
-    num_hidden = cell.shape[0]
-    sigmoids, candidate = torch.split(gates, [3 * num_hidden, num_hidden])
-    write, keep, read = torch.split(torch.sigmoid(sigmoids), num_hidden)
+    """Return h and c from the gates i, f, o, g before their nonlinearity, (…, 4h, M)."""
+    num_hidden = cell.shape[-2]
+    sigmoids, candidate = torch.split(gates, [3 * num_hidden, num_hidden], dim=-2)
+    write, keep, read = torch.split(torch.sigmoid(sigmoids), num_hidden, dim=-2)
     new_cell = keep * cell + write * torch.tanh(candidate)
     return read * torch.tanh(new_cell), new_cell

@@ -202,3 +202,141 @@ class Sight:
                 target.copy_(rows[row - 1])
             else:
                 target.zero_()
+
+
+class DiagonalRecurrence(torch.autograd.Function):
+    """h of both directions of a Diagonal BiLSTM layer, diagonal by diagonal.
+
+    The pixels r + c = d of the first direction, and those of the mirrored image for the second,
+    depend on diagonal d - 1 alone. Maps are packed, their pixels sorted by diagonal and row, so
+    that a diagonal is one slice without the empty corners of a skewed image. The state is kept
+    for all H rows: rows that have not begun hold zeros, and so does the row above the first.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Run both directions.
+
+        Args:
+            ctx: Keeps what the gradient needs.
+            features: The layer's input, shape (2h, H, W, N).
+            weight: Of the input and the states beside and above, shape (2, 4h, 4h).
+            bias: Shape (2, 4h).
+
+        Returns:
+            h in image coordinates, shape (2, h, H, W, N); the second direction comes from the
+            right and is not shifted.
+        """
+        num_hidden = weight.shape[1] // 4
+        _, height, width, num_images = features.shape
+        fast_weight = doubled(weight, num_hidden)
+        fast_bias = doubled(bias[:, :, None], num_hidden)
+        packing = Packing(height, width, features.device)
+        inputs = packing.pack(features, features)
+        outputs = features.new_empty(2, num_hidden, height * width, num_images)
+        state = features.new_zeros(2, num_hidden, height + 1, num_images)
+        cell = features.new_zeros(2, num_hidden, height * num_images)
+        steps = []
+        for rows, seen_input, output in zip(
+            packing.rows, packing.split(inputs), packing.split(outputs), strict=True
+        ):
+            seen = torch.cat([seen_input, *beside_and_above(state, rows)], dim=1).flatten(2)
+            gates = torch.baddbmm(fast_bias, fast_weight, seen)
+            of_rows = cell[:, :, rows.start * num_images : rows.stop * num_images]
+            before = of_rows.clone()
+            now = Cells(gates, of_rows, torch.empty_like(before), gates.chunk(4, dim=1))
+            newest = torch.empty_like(before)
+            cell_forward(before, now, newest)
+            block = newest.view_as(output)
+            output.copy_(block)
+            state[:, :, rows.start + 1 : rows.stop + 1] = block
+            steps.append(now._replace(cell=before))
+        ctx.save_for_backward(inputs, fast_weight, outputs)
+        ctx.packing, ctx.steps = packing, steps
+        return torch.stack(packing.unpack(outputs))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of features, weight and bias."""
+        inputs, fast_weight, outputs = ctx.saved_tensors
+        packing: Packing = ctx.packing
+        num_hidden, num_images = outputs.shape[1], outputs.shape[3]
+        grad_inputs = torch.empty_like(inputs)
+        grad_weight = torch.zeros_like(fast_weight)
+        grad_bias = torch.zeros_like(fast_weight[:, :, 0])
+        state = outputs.new_zeros(2, num_hidden, packing.height + 1, num_images)
+        grad_state = torch.zeros_like(state)
+        grad_cell = torch.zeros_like(state[:, :, 1:]).flatten(2)
+        backwards = fast_weight.transpose(1, 2)
+        of_input, of_output, to_input = (
+            packing.split(maps) for maps in (inputs, packing.pack(*grad_outputs[0]), grad_inputs)
+        )
+        earlier = packing.split(outputs)
+        for index in reversed(range(len(packing.rows))):
+            rows, now = packing.rows[index], ctx.steps[index]
+            beside, above = beside_and_above(grad_state, rows)
+            grad = Cells.empty(outputs, *now.cell.shape)
+            grad_hidden = (of_output[index] + beside).flatten(2)
+            of_rows = grad_cell[:, :, rows.start * num_images : rows.stop * num_images]
+            cell_backward(now.cell, now, grad_hidden, of_rows, grad)
+            state.zero_()
+            if index:
+                before = packing.rows[index - 1]
+                state[:, :, before.start + 1 : before.stop + 1] = earlier[index - 1]
+            seen = torch.cat([of_input[index], *beside_and_above(state, rows)], dim=1).flatten(2)
+            grad_weight.baddbmm_(grad.gates, seen.transpose(1, 2))
+            grad_bias += grad.gates.sum(dim=2)
+            grad_seen = torch.bmm(backwards, grad.gates).view(2, -1, *above.shape[2:])
+            to_input[index].copy_(grad_seen[:, : -2 * num_hidden])
+            grad_state.zero_()
+            beside.copy_(grad_seen[:, -2 * num_hidden : -num_hidden])
+            above.add_(grad_seen[:, -num_hidden:])
+        plain, mirrored = packing.unpack(grad_inputs)
+        return (
+            plain.add_(mirrored),
+            doubled(grad_weight, num_hidden),
+            doubled(grad_bias[:, :, None], num_hidden)[:, :, 0],
+        )
+
+
+def beside_and_above(state: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """Return views of the rows and of those above them; a row of zeros lies on top of `state`."""
+    return state[:, :, rows.start + 1 : rows.stop + 1], state[:, :, rows.start : rows.stop]
+
+
+class Packing:
+    """The pixels of an image sorted by diagonal and row, and those of its mirror image.
+
+    Args:
+        height: H.
+        width: W.
+        device: Where the maps are.
+    """
+
+    def __init__(self, height: int, width: int, device: torch.device) -> None:
+        self.height, self.width = height, width
+        self.rows = [
+            slice(max(0, d - width + 1), min(d + 1, height)) for d in range(height + width - 1)
+        ]
+        places = [
+            (r, d - r) for d, rows in enumerate(self.rows) for r in range(*rows.indices(height))
+        ]
+        row, column = torch.tensor(places, device=device).t()
+        self._orders = row * width + column, row * width + (width - 1 - column)
+
+    def pack(self, plain: Tensor, mirrored: Tensor) -> Tensor:
+        """Sort the pixels of two maps, (C, H, W, N) each -> (2, C, H·W, N)."""
+        pairs = zip((plain, mirrored), self._orders, strict=True)
+        return torch.stack([maps.flatten(1, 2).index_select(1, order) for maps, order in pairs])
+
+    def unpack(self, packed: Tensor) -> list[Tensor]:
+        """Undo `pack`."""
+        pairs = zip(packed, self._orders, strict=True)
+        return [
+            maps.index_select(1, order.argsort()).unflatten(1, (self.height, self.width))
+            for maps, order in pairs
+        ]
+
+    def split(self, packed: Tensor) -> tuple[Tensor, ...]:
+        """Return views of the diagonals, (2, C, rows, N) each."""
+        return torch.split(packed, [rows.stop - rows.start for rows in self.rows], dim=2)

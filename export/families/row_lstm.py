@@ -36,10 +36,6 @@ class Model(PixelRnn):
         """Create a layer."""
         return RowLstm(num_hidden, num_channels)
 
-    def log_prob_graph(self) -> nn.Module:
-        """Return a scan over the rows with all layers in its body."""
-        return LogProb(self)
-
     def start_memory(self, blank: Tensor) -> Memory:
         """Return h (h, W, N) and c (W, h, N) of each layer, all zero."""
         zeros = blank.repeat(self.layers[0].num_hidden, 1, 1)
@@ -108,6 +104,19 @@ class RowLstm(nn.Module):
         update: Tensor = self.out(hidden)
         return features + update
 
+    def scanned(self, features: Tensor) -> Tensor:
+        """Do what `forward` does, by a scan over the rows."""
+
+        def step(carry: Memory, row: Tensor) -> Step:
+            out, *state = self.row(row, *carry)
+            return tuple(state), (out + 0,)
+
+        blank = 0 * (features[:1, 0] > 0).to(features.dtype)  # zero even after NaN
+        hidden = blank.repeat(self.num_hidden, 1, 1)
+        rows: Tensor
+        _, (rows,) = scan(step, (hidden, hidden.flatten(1) + 0), features.transpose(0, 1))
+        return rows.transpose(0, 1)
+
     def from_above(self, hidden: Tensor) -> Tensor:
         """Add up what a row sees in the states above, (h, W, N) -> (4h, W, N)."""
         taps = three_taps(hidden)
@@ -151,39 +160,3 @@ def three_taps(row: Tensor) -> Tensor:
     width = row.shape[1]
     padded = functional.pad(row, (0, 0, 1, 1))
     return torch.cat([padded[:, tap : tap + width] for tap in range(3)])
-
-
-class LogProb(nn.Module):
-    """image -> log_prob, conditional_log_prob: a scan over the rows."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Score, (N, C, H, W) -> (N,), (N, C, H, W)."""
-        model = self.model
-        values = model.pixels.values(image)
-        blank = 0 * (values[:1, 0] > 0.5).to(values.dtype)  # (1, W, N), zero even after NaN
-
-        def score_row(carry: Memory, row: Memory) -> Step:
-            features, row_values = row
-            states = []
-            for layer, (hidden, cell) in zip(model.layers, pairs(carry), strict=True):
-                features, *state = layer.row(features, hidden, cell)
-                states += state
-            scores = model.head(features.flatten(1))
-            return tuple(states), model.pixels.row_terms(scores, row_values.flatten(1))
-
-        start = [blank.repeat(layer.num_hidden, 1, 1) for layer in model.layers]
-        carry = tuple(part for hidden in start for part in (hidden, hidden.flatten(1) + 0))
-        slices = (model.context(values).transpose(0, 1), values.transpose(0, 1))
-        _, terms = scan(score_row, carry, slices)  # (H, C, W·N) each
-        width = image.shape[3]
-        rows = [
-            torch.unflatten(term, 2, (width, -1)).permute(3, 1, 0, 2).flatten(1) for term in terms
-        ]
-        log_prob, conditionals = model.pixels.score(
-            values.permute(3, 0, 1, 2).flatten(1), tuple(rows)
-        )
-        return log_prob, conditionals.reshape(image.shape)

@@ -31,6 +31,7 @@ RECEPTIVE_FIELDS: dict[str, Callable[[dict[str, Any]], int]] = {
 }
 # Hyperparameters of families whose defaults are large for nine pixels.
 SMALL_MODELS: dict[str, dict[str, Any]] = {
+    "diagonal_bilstm": {"num_layers": 1, "hidden": 6, "head": 12},
     "row_lstm": {"num_layers": 2, "hidden": 6, "head": 12},
 }
 MORE_MODELS: list[tuple[str, dict[str, Any]]] = [("markov", {"order": 3})]
