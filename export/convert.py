@@ -68,7 +68,12 @@ def convert(recipe: Recipe, run: Path) -> Path:
         inputs = golden_inputs(model, module, split.test)
         path = bundle / f"{role}.onnx"
         export_graph(module, role, inputs, path)
-        outputs = check_graph(path, module, inputs, exact=_is_binary_image(model, role))
+        drawn = role == "generate" and model.density == "exact"
+        exact = drawn and model.image.values == "binary"
+        # Of a softmax over many levels, a few of thousands of draws fall so near a border that
+        # rounding decides, and all later pixels of the image follow another path.
+        spare_rows = 1 if drawn and not exact else 0
+        outputs = check_graph(path, module, inputs, exact=exact, spare_rows=spare_rows)
         golden |= {f"{role}.{name}": values for name, values in (inputs | outputs).items()}
     # Last, so that a bundle with golden arrays is a whole one.
     np.savez_compressed(bundle / GOLDEN_FILE, **golden)  # type: ignore[arg-type]
@@ -140,7 +145,9 @@ def export_graph(module: nn.Module, role: Role, inputs: Tensors, path: Path) -> 
     path.write_bytes(content.SerializeToString(deterministic=True))
 
 
-def check_graph(path: Path, module: nn.Module, inputs: Tensors, *, exact: bool = False) -> Tensors:
+def check_graph(
+    path: Path, module: nn.Module, inputs: Tensors, *, exact: bool = False, spare_rows: int = 0
+) -> Tensors:
     """Compare a graph with the module that it was made from, at several batch sizes.
 
     Args:
@@ -148,6 +155,7 @@ def check_graph(path: Path, module: nn.Module, inputs: Tensors, *, exact: bool =
         module: The module.
         inputs: Inputs by name.
         exact: Whether outputs must be equal, as binary pixels must.
+        spare_rows: How many rows of a batch may differ all the same.
 
     Returns:
         What the graph gives for all rows.
@@ -162,7 +170,8 @@ def check_graph(path: Path, module: nn.Module, inputs: Tensors, *, exact: bool =
         expected = run_module(module, rows)
         for (name, values), reference in zip(outputs.items(), expected, strict=True):
             tolerance = 0.0 if exact else TOLERANCES.get(name, _DEFAULT_TOLERANCE)
-            _compare(f"{path.name}, batch {num_rows}, {name}", values, reference, tolerance)
+            what = f"{path.name}, batch {num_rows}, {name}"
+            _compare(what, values, reference, tolerance, spare_rows)
     return outputs
 
 
@@ -186,20 +195,18 @@ def realigned(values: FloatArray) -> FloatArray:
     return copy
 
 
-def _compare(what: str, values: FloatArray, reference: FloatArray, tolerance: float) -> None:
+def _compare(
+    what: str, values: FloatArray, reference: FloatArray, tolerance: float, spare_rows: int
+) -> None:
     if values.shape != reference.shape:
         raise ValueError(f"{what}: ONNX Runtime gives {values.shape}, torch {reference.shape}")
     relative = _RELATIVE_TOLERANCE if tolerance else 0.0
-    if not np.allclose(values, reference, rtol=relative, atol=tolerance):
+    close = np.isclose(values, reference, rtol=relative, atol=tolerance)
+    if (~close.reshape(len(close), -1).all(axis=1)).sum() > spare_rows:
         worst = float(np.abs(values - reference).max())
         raise ValueError(
             f"{what}: ONNX Runtime and torch differ by up to {worst:.3g}, allowed is {tolerance:g}"
         )
-
-
-def _is_binary_image(model: GenerativeModel, role: Role) -> bool:
-    # A GAN of binary images still draws greys.
-    return role == "generate" and model.image.values == "binary" and model.density != "implicit"
 
 
 def _strip(message: Message) -> None:

@@ -90,3 +90,12 @@ def cut_rows(padded: Tensor, rows: Tensor) -> Tensor:
     """Undo `pad_rows`: shorten rows to the length of others."""
     num_dims = rows.shape[-1]
     return padded[..., :num_dims] if padded.shape[-1] > num_dims else padded
+
+
+def at_least_two(rows: Tensor) -> Tensor:
+    """Repeat a row that is alone, (N, …) -> (max(N, 2), …), in a graph too.
+
+    ONNX Runtime multiplies a matrix by a single column in another order of sums than by several
+    of them. Where images are columns there must be two, for the bits to be those of any batch.
+    """
+    return torch.cat([rows, rows[: 1 // rows.shape[0]]])

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.layers import scan
+from export.layers import at_least_two, scan
 from export.model import FamilyConfig, GenerativeModel
 from export.outputs import BinaryPixels, GreyLevels
 from service.manifest import Noise, Role
@@ -312,8 +312,9 @@ class Generate(nn.Module):
         """Sample, (N, C, H, W) -> (N, C, H, W)."""
         model = self.model
         num_channels = model.image.shape[0]
-        limits = model.pixels.limits(noise, temperature, known, known_mask)  # (H, W, C, ·, N)
-        blank = 0 * noise.permute(1, 2, 3, 0)[:1, 0]  # (1, W, N)
+        inputs = (at_least_two(part) for part in (noise, temperature, known, known_mask))
+        limits = model.pixels.limits(*inputs)  # (H, W, C, ·, N)
+        blank = torch.zeros_like(limits[0, :, 0, :1]).transpose(0, 1)  # (1, W, N)
 
         def draw_row(carry: Memory, row_limits: Tensor) -> Drawn:
             above, *memory = carry
@@ -343,7 +344,7 @@ class Generate(nn.Module):
         above = margins[None].repeat(_RADIUS, num_channels, 1, 1)
         rows: Tensor
         _, rows = scan(draw_row, (above, *model.start_memory(blank)), limits)  # (H, C, W, N)
-        return rows.permute(3, 1, 0, 2)
+        return rows.permute(3, 1, 0, 2)[: noise.shape[0]]
 
 
 class LogProb(nn.Module):
@@ -356,7 +357,9 @@ class LogProb(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Score, (N, C, H, W) -> (N,), (N, C, H, W)."""
         model = self.model
-        values = model.pixels.values(image)
+        # There are W·N or H·N columns: a lone one only where the image is a line.
+        is_line = 1 in model.image.shape[1:]
+        values = model.pixels.values(at_least_two(image) if is_line else image)
         features = model.context(values)
         for layer in model.layers:
             features = layer.scanned(features)
@@ -375,6 +378,8 @@ class LogProb(nn.Module):
         ]
         flat = values.permute(3, 0, 1, 2).flatten(1)
         log_prob, conditionals = model.pixels.score(flat, tuple(rows))
+        if is_line:
+            log_prob, conditionals = log_prob[: image.shape[0]], conditionals[: image.shape[0]]
         return log_prob, conditionals.reshape(image.shape)
 
 

@@ -93,7 +93,9 @@ class Model(PixelRnn):
         newest = hidden.flip(0).permute(1, 2, 0, 3).unbind()
         forwards = [hidden.transpose(0, 1) for _, hidden in pairs(rows)]
         return tuple(
-            part.contiguous() for both in zip(forwards, newest, strict=True) for part in both
+            part.clone(memory_format=torch.contiguous_format)
+            for both in zip(forwards, newest, strict=True)
+            for part in both
         )
 
 

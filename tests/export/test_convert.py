@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,23 @@ def test_a_graph_that_disagrees_with_torch_is_refused(tmp_path: Path) -> None:
     check_graph(tmp_path / "generate.onnx", Double(), inputs)
     with pytest.raises(ValueError, match=r"generate.onnx, batch 1, image: .* differ by up to 1,"):
         check_graph(tmp_path / "generate.onnx", Triple(), inputs)
+
+
+@pytest.mark.parametrize(("num_wrong", "accepted"), [(1, True), (2, False)])
+def test_so_many_rows_may_differ_as_are_spared(
+    tmp_path: Path, num_wrong: int, accepted: bool
+) -> None:
+    class WrongAtTheEnd(nn.Module):
+        def forward(self, noise: Tensor) -> Tensor:
+            return torch.cat([2 * noise[:-num_wrong], 3 * noise[-num_wrong:]])
+
+    inputs = {"noise": np.ones((8, 3), dtype=np.float32)}
+    path = tmp_path / "generate.onnx"
+    export_graph(Double(), "generate", inputs, path)
+    with nullcontext() if accepted else pytest.raises(ValueError, match="batch 2, image: "):
+        check_graph(path, WrongAtTheEnd(), inputs, spare_rows=1)
+    with pytest.raises(ValueError, match="batch 1, image: "):
+        check_graph(path, WrongAtTheEnd(), inputs)
 
 
 def test_nan_where_torch_has_none_is_refused(tmp_path: Path) -> None:

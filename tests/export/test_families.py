@@ -153,16 +153,29 @@ def inputs_for(model: GenerativeModel, module: torch.nn.Module, size: int) -> An
     return golden_inputs(model, module, Images(pixels, np.zeros(8, dtype=np.int64)))
 
 
-@pytest.mark.parametrize("family", ["bernoulli", "dcgan", "markov", "nade"])
+@pytest.mark.parametrize(
+    ("family", "values"),
+    [
+        ("bernoulli", "binary"),
+        ("dcgan", "8-bit"),
+        ("diagonal_bilstm", "binary"),
+        ("markov", "binary"),
+        ("nade", "binary"),
+        ("row_lstm", "binary"),
+        ("row_lstm", "8-bit"),
+    ],
+)
 def test_rows_of_shipped_size_have_the_same_bits_in_every_batch(
-    make_recipe: Any, tmp_path: Path, family: str
+    make_recipe: Any, tmp_path: Path, family: str, values: str
 ) -> None:
     """At 28×28: which instructions a kernel takes depends on sizes."""
     sizes: dict[str, dict[str, Any]] = {
         "nade": {"hidden": 500},
         "dcgan": {"latent_dim": 64, "generator_channels": [192, 96]},
+        # Of the shipped width; each further layer is the same again, and seconds more.
+        "diagonal_bilstm": {"num_layers": 1, "hidden": 16, "head": 32},
+        "row_lstm": {"num_layers": 1, "hidden": 16, "head": 64},
     }
-    values = "8-bit" if family == "dcgan" else "binary"
     model = make_model(make_recipe, family, 28, values, **sizes.get(family, {}))
     for role, module in model.requires_grad_(False).graphs().items():
         inputs = inputs_for(model, module, 28)
