@@ -177,11 +177,13 @@ def test_rows_of_shipped_size_have_the_same_bits_in_every_batch(
         "row_lstm": {"num_layers": 1, "hidden": 16, "head": 64},
     }
     model = make_model(make_recipe, family, 28, values, **sizes.get(family, {}))
-    for role, module in model.requires_grad_(False).graphs().items():
+    for parameter in model.requires_grad_(False).parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))  # some heads begin by giving 0
+    for role, module in model.graphs().items():
         inputs = inputs_for(model, module, 28)
         path = tmp_path / f"{role}.onnx"
         export_graph(module, role, inputs, path)
-        together = check_graph(path, module, inputs, exact=False)
+        together = check_graph(path, module, inputs, spare_share=1.0)  # batches are the matter
         graph = Graph(path)
         for start, stop in ((0, 1), (5, 6), (7, 8), (1, 3), (2, 5), (3, 8), (0, 7)):
             rows = {name: realigned(array[start:stop]) for name, array in inputs.items()}
