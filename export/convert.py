@@ -203,8 +203,8 @@ def _compare(
         raise ValueError(f"{what}: ONNX Runtime gives {values.shape}, torch {reference.shape}")
     relative = _RELATIVE_TOLERANCE if tolerance else 0.0
     close = np.isclose(values, reference, rtol=relative, atol=tolerance)
-    wrong = ~close.reshape(len(close), -1).all(axis=1)
-    if wrong.sum() > math.ceil(spare_share * len(wrong)):
+    num_wrong = int((~close.reshape(len(close), -1).all(axis=1)).sum())
+    if num_wrong > math.ceil(spare_share * len(close)):
         worst = float(np.abs(values - reference).max())
         raise ValueError(
             f"{what}: ONNX Runtime and torch differ by up to {worst:.3g}, allowed is {tolerance:g}"
