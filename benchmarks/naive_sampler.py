@@ -1,12 +1,12 @@
-"""Compare NADE's shipped sampler with the best one that runs a full pass per pixel.
+"""Compare a shipped sampler with the best one that runs a full pass per pixel.
 
 Both draw the same images from the same weights and the same noise, on one thread each:
 
     python benchmarks/naive_sampler.py model_store/nade-mnist/1
 
-The textbook sampler needs one full pass over the image for each pixel. Two ways of doing a pass
-are timed, and the faster one counts: the bundle's own `log_prob` graph, and torch with masked
-matrix products over chunks of pixels. A few passes are timed and multiplied by the number of
+The textbook sampler needs one full pass over the image for each pixel. The pass is the bundle's own
+`log_prob` graph; for NADE also torch with masked matrix products over chunks of pixels, and the
+faster one counts. The images must be binary. A few passes are timed and multiplied by the number of
 pixels; that both samplers agree is checked by running all passes for a few images.
 """
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from export.graph import Graph
+from service.manifest import read_manifest
 
 FloatArray = NDArray[np.float32]
 # Images (N, C, H, W) -> log-odds of all pixels (N, D), each given the pixels before it.
@@ -45,7 +46,7 @@ def onnx_pass(log_prob: Graph) -> FullPass:
 
 
 def torch_pass(generate_file: Path) -> FullPass:
-    """Compute all conditionals by one masked matrix product per chunk of pixels."""
+    """Compute all conditionals of NADE by one masked matrix product per chunk of pixels."""
     W, V, b, c = _weights(generate_file)
     earlier = torch.tril(torch.ones(_CHUNK, _CHUNK), diagonal=-1)
 
@@ -109,23 +110,25 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path, help="folder of a published NADE")
+    parser.add_argument("bundle", type=Path, help="folder of a published autoregressive model")
     parser.add_argument("--images", type=int, default=64, help="images drawn at once")
     parser.add_argument("--passes", type=int, default=8, help="full passes to time")
     parser.add_argument("--checked", type=int, default=2, help="images drawn both ways in full")
     options = parser.parse_args()
 
     torch.set_num_threads(1)
+    manifest = read_manifest(options.bundle)
+    if manifest.image.values != "binary" or manifest.ordering is None:
+        parser.error(f"{manifest.reference} draws no binary pixels one after the other")
     generate = Graph(options.bundle / "generate.onnx", options.images)
     log_prob = Graph(options.bundle / "log_prob.onnx", options.images)
     inputs = generate.neutral_inputs("uniform", options.images)
     noise = inputs["noise"]
     images = generate(inputs)["image"]
     num_dims = noise[0].size
-    passes = {
-        "log_prob graph": onnx_pass(log_prob),
-        "torch, chunks": torch_pass(options.bundle / "generate.onnx"),
-    }
+    passes = {"log_prob graph": onnx_pass(log_prob)}
+    if manifest.family == "nade":
+        passes["torch, chunks"] = torch_pass(options.bundle / "generate.onnx")
 
     shipped_s = seconds(lambda: generate(inputs), 3)
     print(f"shipped graph: {options.images} images in {shipped_s:.4f} s, one thread")

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,12 @@ def convert(recipe: Recipe, run: Path) -> Path:
         inputs = golden_inputs(model, module, split.test)
         path = bundle / f"{role}.onnx"
         export_graph(module, role, inputs, path)
-        outputs = check_graph(path, module, inputs, exact=_is_binary_image(model, role))
+        drawn = role == "generate" and model.density == "exact"
+        exact = drawn and model.image.values == "binary"
+        # Among 256 levels there are 255 borders, and of thousands of draws some fall so near one
+        # that rounding decides; all later pixels of the image then follow another path.
+        spare_share = 0.5 if drawn and model.image.values == "8-bit" else 0.0
+        outputs = check_graph(path, module, inputs, exact=exact, spare_share=spare_share)
         golden |= {f"{role}.{name}": values for name, values in (inputs | outputs).items()}
     # Last, so that a bundle with golden arrays is a whole one.
     np.savez_compressed(bundle / GOLDEN_FILE, **golden)  # type: ignore[arg-type]
@@ -180,7 +186,9 @@ def write_graph(
     path.write_bytes(content.SerializeToString(deterministic=True))
 
 
-def check_graph(path: Path, module: nn.Module, inputs: Tensors, *, exact: bool = False) -> Tensors:
+def check_graph(
+    path: Path, module: nn.Module, inputs: Tensors, *, exact: bool = False, spare_share: float = 0.0
+) -> Tensors:
     """Compare a graph with the module that it was made from, at several batch sizes.
 
     Args:
@@ -188,6 +196,7 @@ def check_graph(path: Path, module: nn.Module, inputs: Tensors, *, exact: bool =
         module: The module.
         inputs: Inputs by name.
         exact: Whether outputs must be equal, as binary pixels must.
+        spare_share: Share of a batch's rows, rounded up, that may differ all the same.
 
     Returns:
         What the graph gives for all rows.
@@ -202,7 +211,8 @@ def check_graph(path: Path, module: nn.Module, inputs: Tensors, *, exact: bool =
         expected = run_module(module, rows)
         for (name, values), reference in zip(outputs.items(), expected, strict=True):
             tolerance = 0.0 if exact else TOLERANCES.get(name, _DEFAULT_TOLERANCE)
-            _compare(f"{path.name}, batch {num_rows}, {name}", values, reference, tolerance)
+            what = f"{path.name}, batch {num_rows}, {name}"
+            _compare(what, values, reference, tolerance, spare_share)
     return outputs
 
 
@@ -226,11 +236,15 @@ def realigned(values: NDArray[Any]) -> NDArray[Any]:
     return copy
 
 
-def _compare(what: str, values: FloatArray, reference: FloatArray, tolerance: float) -> None:
+def _compare(
+    what: str, values: FloatArray, reference: FloatArray, tolerance: float, spare_share: float
+) -> None:
     if values.shape != reference.shape:
         raise ValueError(f"{what}: ONNX Runtime gives {values.shape}, torch {reference.shape}")
     relative = _RELATIVE_TOLERANCE if tolerance else 0.0
-    if not np.allclose(values, reference, rtol=relative, atol=tolerance):
+    close = np.isclose(values, reference, rtol=relative, atol=tolerance)
+    num_wrong = int((~close.reshape(len(close), -1).all(axis=1)).sum())
+    if num_wrong > math.ceil(spare_share * len(close)):
         worst = float(np.abs(values - reference).max())
         raise ValueError(
             f"{what}: ONNX Runtime and torch differ by up to {worst:.3g}, allowed is {tolerance:g}"
@@ -240,11 +254,6 @@ def _compare(what: str, values: FloatArray, reference: FloatArray, tolerance: fl
 def _is_bound(names: Iterable[str]) -> bool:
     # A likelihood that takes noise is estimated.
     return {"image", "noise"} <= set(names)
-
-
-def _is_binary_image(model: GenerativeModel, role: Role) -> bool:
-    # A GAN of binary images draws greys, and a VAE shows the probabilities of its pixels.
-    return role == "generate" and model.image.values == "binary" and model.density == "exact"
 
 
 def _strip(message: Message) -> None:

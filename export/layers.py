@@ -11,7 +11,7 @@ from torch.nn import functional
 # ONNX Runtime's Log, Softplus and ReduceSum compute the last few elements of an array by other
 # instructions than the rest. A row has the same bits in every batch only where rows are whole
 # multiples of this many floats, so that no element is ever among the last few.
-_ROW_MULTIPLE = 16
+ROW_MULTIPLE = 16
 
 # It cuts sums of products at places that depend on the number of columns, but none this short.
 _SUM_LENGTH = 128
@@ -64,7 +64,7 @@ def thresholds(
         Shape (N, D), pixels in raster order.
     """
     uniforms = noise.flatten(1)
-    free = temperature[:, None] * _cut(logit(_filled(uniforms, 0.5)), uniforms)
+    free = temperature[:, None] * cut_rows(logit(pad_rows(uniforms, 0.5)), uniforms)
     if known is None or known_mask is None:
         return free
     clamped = torch.where(known.flatten(1) > 0.5, -torch.inf, torch.inf)
@@ -86,8 +86,8 @@ def score_binary(values: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         log p(x) in nats, shape (N,), and that of each value, shape (N, D).
     """
-    filled = bernoulli_log_prob(_filled(values, 0.0), _filled(logits, _IMPOSSIBLE_LOGIT))
-    return filled.sum(dim=1), _cut(filled, values)
+    padded = bernoulli_log_prob(pad_rows(values, 0.0), pad_rows(logits, _IMPOSSIBLE_LOGIT))
+    return padded.sum(dim=1), cut_rows(padded, values)
 
 
 def affine(bias: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
@@ -104,12 +104,12 @@ def affine(bias: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
 
 def sum_rows(rows: Tensor) -> Tensor:
     """Sum over the last axis, in a graph with the same bits in every batch."""
-    return _filled(rows, 0.0).sum(dim=-1)
+    return pad_rows(rows, 0.0).sum(dim=-1)
 
 
 def exp(rows: Tensor) -> Tensor:
     """Return eˣ elementwise, in a graph with the same bits in every batch."""
-    return _cut(torch.exp(_filled(rows, 0.0)), rows)
+    return cut_rows(torch.exp(pad_rows(rows, 0.0)), rows)
 
 
 def log_mean_exp(rows: Tensor) -> Tensor:
@@ -118,19 +118,10 @@ def log_mean_exp(rows: Tensor) -> Tensor:
     In a graph with the same bits in every batch, for any K: each number stands many times side by
     side, and so is never among the last few of an array.
     """
-    wide = rows[..., None].expand(-1, -1, _ROW_MULTIPLE)  # (N, K) -> (N, K, 16)
+    wide = rows[..., None].expand(-1, -1, ROW_MULTIPLE)  # (N, K) -> (N, K, 16)
     largest = wide.amax(dim=1)
     total = torch.exp(wide - largest[:, None]).sum(dim=1)
     return (largest + torch.log(total / rows.shape[1]))[:, 0]
-
-
-def accompanied(rows: Tensor) -> Tensor:
-    """Append the last row once more, (N, …) -> (N + 1, …).
-
-    ONNX Runtime multiplies a matrix by one column with other instructions than by several, so
-    where images are columns of a product with a weight matrix, none must ever be alone.
-    """
-    return torch.cat([rows, rows[-1:]])
 
 
 def log_sum_exp(rows: Tensor) -> Tensor:
@@ -138,18 +129,29 @@ def log_sum_exp(rows: Tensor) -> Tensor:
 
     In a graph with the same bits in every batch.
     """
-    filled = _filled(rows, -torch.inf)
-    largest = filled.amax(dim=-1, keepdim=True)
-    total = torch.exp(filled - largest).sum(dim=-1, keepdim=True)
+    padded = pad_rows(rows, -torch.inf)
+    largest = padded.amax(dim=-1, keepdim=True)
+    total = torch.exp(padded - largest).sum(dim=-1, keepdim=True)
     # As wide as its row: the logarithm of a lone column would have last few elements, too.
-    return (largest + torch.log(total.expand_as(filled)))[..., 0]
+    return (largest + torch.log(total.expand_as(padded)))[..., 0]
 
 
-def _filled(rows: Tensor, value: float) -> Tensor:
-    missing = -rows.shape[-1] % _ROW_MULTIPLE
+def pad_rows(rows: Tensor, value: float) -> Tensor:
+    """Lengthen rows, (…, D), to a multiple of `ROW_MULTIPLE` by a value."""
+    missing = -rows.shape[-1] % ROW_MULTIPLE
     return functional.pad(rows, (0, missing), value=value) if missing else rows
 
 
-def _cut(filled: Tensor, rows: Tensor) -> Tensor:
+def cut_rows(padded: Tensor, rows: Tensor) -> Tensor:
+    """Undo `pad_rows`: shorten rows to the length of others."""
     num_dims = rows.shape[-1]
-    return filled[..., :num_dims] if filled.shape[-1] > num_dims else filled
+    return padded[..., :num_dims] if padded.shape[-1] > num_dims else padded
+
+
+def at_least_two(rows: Tensor) -> Tensor:
+    """Repeat a row that is alone, (N, …) -> (max(N, 2), …), in a graph too.
+
+    ONNX Runtime multiplies a matrix by a single column in another order of sums than by several
+    of them. Where images are columns there must be two, for the bits to be those of any batch.
+    """
+    return torch.cat([rows, rows[: 1 // rows.shape[0]]])

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from export.layers import (
-    accompanied,
     affine,
+    at_least_two,
     bernoulli_log_prob,
     log_mean_exp,
     logit,
@@ -185,7 +185,8 @@ class Generate(Sweep):
 
     def forward(self, noise: Tensor, temperature: Tensor) -> Tensor:
         """Sample, (N, 1 + D) -> (N, C, H, W)."""
-        noise, temperature = accompanied(noise), accompanied(temperature)
+        num_rows = noise.shape[0]
+        noise, temperature = at_least_two(noise), at_least_two(temperature)
         limits = thresholds(noise[:, 1:], temperature)
         num_orders = len(self.orders)
         chosen = (noise[:, 0] * num_orders).long().clamp(max=num_orders - 1)  # (N,)
@@ -201,7 +202,7 @@ class Generate(Sweep):
         _, values = scan(step, start, (self.orders.t(), limits.t()[:, None]))
         drawn = values[:, 0].t()  # (N, D), in the order of drawing
         images = drawn.gather(1, self.places.index_select(0, chosen))
-        return images[:-1].reshape(-1, *self.shape)
+        return images[:num_rows].reshape(-1, *self.shape)
 
 
 class LogProb(Sweep):
@@ -209,7 +210,7 @@ class LogProb(Sweep):
 
     def forward(self, image: Tensor) -> Tensor:
         """Score, (N, C, H, W) -> (N,)."""
-        values = accompanied(image.flatten(1))
+        values = at_least_two(image.flatten(1))
         start = self.c[:, None] + 0 * values[:, 0]
         certain = 1 + 0 * values[None, :, 0]  # (1, N): all columns follow one order
 
@@ -226,4 +227,4 @@ class LogProb(Sweep):
 
         given_orders: Tensor
         _, given_orders = scan(sweep, torch.zeros(()), self.orders)  # (M, N)
-        return log_mean_exp(given_orders.t())[:-1]
+        return log_mean_exp(given_orders.t())[: image.shape[0]]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.layers import (
-    accompanied,
+    at_least_two,
     bernoulli_log_prob,
     logit,
     scan,
@@ -170,7 +170,7 @@ class Generate(Step):
         self, noise: Tensor, temperature: Tensor, known: Tensor, known_mask: Tensor
     ) -> Tensor:
         """Sample, (N, C, H, W) -> (N, C, H, W)."""
-        limits = accompanied(thresholds(noise, temperature, known, known_mask))
+        limits = at_least_two(thresholds(noise, temperature, known, known_mask))
 
         def step(
             state: tuple[Tensor, Tensor, Tensor], pixel: tuple[Tensor, ...]
@@ -182,7 +182,7 @@ class Generate(Step):
 
         values: Tensor
         _, values = scan(step, self.start(limits), (self.biases, self.b, limits.t()[:, None]))
-        return values[:, 0].t()[:-1].reshape(noise.shape)
+        return values[:, 0].t()[: noise.shape[0]].reshape(noise.shape)
 
 
 class LogProb(Step):
@@ -191,7 +191,7 @@ class LogProb(Step):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Score, (N, C, H, W) -> (N,), (N, C, H, W)."""
         values = image.flatten(1)
-        columns = accompanied(values).t()[:, None]
+        rows = at_least_two(values)
 
         def step(
             state: tuple[Tensor, Tensor, Tensor], pixel: tuple[Tensor, ...]
@@ -201,6 +201,6 @@ class LogProb(Step):
             return (hidden, cell, torch.cat([state[2][1:], value])), logits + 0
 
         logits: Tensor
-        _, logits = scan(step, self.start(accompanied(values)), (self.biases, self.b, columns))
-        log_prob, conditionals = score_binary(values, logits[:, 0].t()[:-1])
+        _, logits = scan(step, self.start(rows), (self.biases, self.b, rows.t()[:, None]))
+        log_prob, conditionals = score_binary(values, logits[:, 0].t()[: values.shape[0]])
         return log_prob, conditionals.reshape(image.shape)

@@ -7,7 +7,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from export.layers import accompanied, log_sum_exp, scan, sum_rows
+from export.layers import (
+    ROW_MULTIPLE,
+    at_least_two,
+    cut_rows,
+    log_sum_exp,
+    pad_rows,
+    scan,
+    sum_rows,
+)
 from export.model import FamilyConfig, GenerativeModel
 from service.manifest import Noise, Role
 
@@ -15,7 +23,6 @@ _NUM_LEVELS = 256
 # No component is narrower than this share of a grey level. The even noise within a level has a
 # standard deviation of 1/√12 = 0.29 levels, so nothing true is lost, and no spike can form.
 _SMALLEST_SIGMA = 0.2
-_ROW_MULTIPLE = 16
 
 
 class Config(FamilyConfig):
@@ -29,7 +36,7 @@ class Config(FamilyConfig):
     """
 
     hidden: int = Field(default=96, gt=0)
-    components: int = Field(default=16, gt=0, multiple_of=_ROW_MULTIPLE)
+    components: int = Field(default=16, gt=0, multiple_of=ROW_MULTIPLE)
     init_std: float = Field(default=0.02, gt=0)
 
 
@@ -181,7 +188,7 @@ class Generate(Conditionals):
         """Sample, (N, 2, C, H, W) -> (N, C, H, W)."""
         shape = known.shape
         noise, temperature, known, known_mask = (
-            accompanied(rows) for rows in (noise, temperature, known, known_mask)
+            at_least_two(rows) for rows in (noise, temperature, known, known_mask)
         )
         choice, normal = noise.flatten(2).unbind(dim=1)  # (N, D) each
         uniforms = normal_cdf(choice)
@@ -213,7 +220,7 @@ class Generate(Conditionals):
         levels = values[:, 0].t() * self.std + self.mean
         drawn = ((_NUM_LEVELS * levels - 0.5) / 255).clamp(0, 1)
         images = torch.where(is_fixed > 0.5, known.flatten(1), drawn)
-        return images[:-1].reshape(shape)
+        return images[: shape[0]].reshape(shape)
 
 
 class LogProb(Conditionals):
@@ -221,7 +228,7 @@ class LogProb(Conditionals):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Score, (N, C, H, W) -> (N,), (N, C, H, W)."""
-        z = self.standardized(accompanied(image.flatten(1)))
+        z = self.standardized(at_least_two(image.flatten(1)))
 
         def step(activation: Tensor, pixel: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             W, rho, V, b, value = pixel  # (H, 1), (1,), (3K, H), (3K, 1), (1, N)
@@ -233,11 +240,11 @@ class LogProb(Conditionals):
         logits, means, log_sigmas = torch.split(rows.permute(2, 0, 1), self.components, dim=2)
         sigmas = torch.exp(log_sigmas) + self.floor[:, None]
         conditionals = mixture_log_density(z[..., None], logits, means, sigmas) + self.offset
-        return sum_rows(conditionals)[:-1], conditionals[:-1].reshape(image.shape)
+        conditionals = conditionals[: image.shape[0]]
+        return sum_rows(conditionals), conditionals.reshape(image.shape)
 
 
 def normal_cdf(values: Tensor) -> Tensor:
     """Return the uniform that a standard normal value corresponds to, ½ (1 + erf(x / √2))."""
-    missing = -values.shape[1] % _ROW_MULTIPLE
-    filled = nn.functional.pad(values, (0, missing))
-    return (0.5 * (1 + torch.erf(filled / math.sqrt(2))))[:, : values.shape[1]]
+    padded = pad_rows(values, 0.0)
+    return cut_rows(0.5 * (1 + torch.erf(padded / math.sqrt(2))), values)

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,23 @@ def test_a_graph_that_disagrees_with_torch_is_refused(tmp_path: Path) -> None:
     check_graph(tmp_path / "generate.onnx", Double(), inputs)
     with pytest.raises(ValueError, match=r"generate.onnx, batch 1, image: .* differ by up to 1,"):
         check_graph(tmp_path / "generate.onnx", Triple(), inputs)
+
+
+@pytest.mark.parametrize(("num_wrong", "accepted"), [(1, True), (2, False)])
+def test_as_large_a_share_of_rows_may_differ_as_is_spared(
+    tmp_path: Path, num_wrong: int, accepted: bool
+) -> None:
+    class WrongAtTheEnd(nn.Module):
+        def forward(self, noise: Tensor) -> Tensor:
+            return torch.cat([2 * noise[:-num_wrong], 3 * noise[-num_wrong:]])
+
+    inputs = {"noise": np.ones((8, 3), dtype=np.float32)}
+    path = tmp_path / "generate.onnx"
+    export_graph(Double(), "generate", inputs, path)
+    with nullcontext() if accepted else pytest.raises(ValueError, match="batch 2, image: "):
+        check_graph(path, WrongAtTheEnd(), inputs, spare_share=0.25)
+    with pytest.raises(ValueError, match="batch 1, image: "):
+        check_graph(path, WrongAtTheEnd(), inputs)
 
 
 def test_nan_where_torch_has_none_is_refused(tmp_path: Path) -> None:

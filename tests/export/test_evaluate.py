@@ -16,6 +16,7 @@ from export.data import Images, load_split
 from export.evaluate import (
     evaluate,
     evaluate_over_http,
+    file_size_metrics,
     fitting_classifier,
     mean_metric,
     nearest_training_images,
@@ -163,6 +164,16 @@ def test_a_copy_has_no_distance_and_a_changed_pixel_its_difference() -> None:
 def test_a_mean_of_one_image_has_no_standard_error() -> None:
     metric = mean_metric("nll", np.array([3.0]), "nats", "mnist-fixed")
     assert (metric.value, metric.std_error) == (3.0, None)
+
+
+def test_picture_files_of_noise_hold_all_its_bits_and_files_of_nothing_hardly_any() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.zeros(5, dtype=np.int64)
+    noise = rng.integers(0, 256, (5, 3, 64, 64)).astype(np.uint8)
+    for metric in file_size_metrics(Images(noise, labels), "noise-8-bit"):
+        assert 8 < metric.value < 8.2  # a header of 100 bytes is 0.07 bits per dim
+    for metric in file_size_metrics(Images(0 * noise, labels), "black-8-bit"):
+        assert metric.value < 0.2
 
 
 def test_a_bundle_without_metrics_says_what_to_do(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from export.families.pixel_lstm import past_distances, past_windows
 from export.graph import Graph
 from export.model import GenerativeModel, build_model
 from service.manifest import Image
-from tests.export.conftest import GANS
 
 # Sums of products are cut at other places for more than 16, 32 and 64 columns.
 NUM_ROWS = 70
@@ -324,22 +323,25 @@ def inputs_for(model: GenerativeModel, module: torch.nn.Module, size: int) -> An
 
 
 @pytest.mark.parametrize(
-    "family",
+    ("family", "values"),
     [
-        "bernoulli",
-        "cgan",
-        "dcgan",
-        "eonade",
-        "fvsbn",
-        "gan",
-        "markov",
-        "nade",
-        "pixel_lstm",
-        "rnade",
+        ("bernoulli", "binary"),
+        ("cgan", "8-bit"),
+        ("dcgan", "8-bit"),
+        ("diagonal_bilstm", "binary"),
+        ("eonade", "binary"),
+        ("fvsbn", "binary"),
+        ("gan", "8-bit"),
+        ("markov", "binary"),
+        ("nade", "binary"),
+        ("pixel_lstm", "binary"),
+        ("rnade", "continuous"),
+        ("row_lstm", "binary"),
+        ("row_lstm", "8-bit"),
     ],
 )
 def test_rows_of_shipped_size_have_the_same_bits_in_every_batch(
-    make_recipe: Any, tmp_path: Path, family: str
+    make_recipe: Any, tmp_path: Path, family: str, values: str
 ) -> None:
     """At 28×28: which instructions a kernel takes depends on sizes."""
     sizes: dict[str, dict[str, Any]] = {
@@ -348,18 +350,20 @@ def test_rows_of_shipped_size_have_the_same_bits_in_every_batch(
         "dcgan": {"latent_dim": 64, "generator_channels": [192, 96]},
         "cgan": {"latent_dim": 64, "generator_channels": [96, 48]},
         "gan": {"latent_dim": 64, "generator_hidden": [512, 512]},
+        # Of the shipped width; each further layer is the same again, and seconds more.
+        "diagonal_bilstm": {"num_layers": 1, "hidden": 16, "head": 32},
+        "row_lstm": {"num_layers": 1, "hidden": 16, "head": 64},
     }
-    values = (dict.fromkeys(GANS, "8-bit") | {"rnade": "continuous"}).get(family, "binary")
     model = make_model(make_recipe, family, 28, values, 10, **sizes.get(family, {}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():  # sums of zeros would be the same in any order
-                parameter.normal_(0, 0.1)
-    for role, module in model.requires_grad_(False).graphs().items():
+    for parameter in model.requires_grad_(False).parameters():
+        parameter.add_(0.01 * torch.randn_like(parameter))  # some heads begin by giving 0
+    for role, module in model.graphs().items():
         inputs = inputs_for(model, module, 28)
         path = tmp_path / f"{role}.onnx"
         export_graph(module, role, inputs, path)
-        check_graph(path, module, inputs, exact=False)
+        # Near the border of two of 256 levels, rounding decides.
+        spare_share = 1.0 if (family, values) == ("row_lstm", "8-bit") else 0.0
+        check_graph(path, module, inputs, spare_share=spare_share)
         graph = Graph(path, NUM_ROWS)
         many = {name: np.resize(a, (NUM_ROWS, *a.shape[1:])) for name, a in inputs.items()}
         together = graph(many)

@@ -1,5 +1,6 @@
 """What must hold for every exact density, checked by enumeration through ONNX Runtime."""
 
+import math
 from collections.abc import Callable
 from importlib import import_module
 from itertools import product
@@ -18,27 +19,87 @@ from export.model import family_names
 from export.recipe import Recipe
 from export.train import load_model, train
 
-SIZE = 3
-DIMS = SIZE * SIZE
 NUM_SAMPLES = 200_000
 # Fixed seeds: a test that passes once passes always, so the level only guards against bad luck.
 LEVEL = 1e-4
+
+Array = NDArray[Any]
+Place = tuple[Any, ...]
+
+
+class Space(NamedTuple):
+    """All images of a shape whose values have so many levels, few enough to be listed.
+
+    Dims are numbered in the order of the chain rule: pixels in raster order, and within a pixel
+    its channels.
+    """
+
+    shape: tuple[int, int, int]
+    levels: int
+
+    @property
+    def num_dims(self) -> int:
+        return math.prod(self.shape)
+
+    def place(self, dim: int) -> Place:
+        """Return the index of a dim in an array of (N, C, H, W)."""
+        channels, _, width = self.shape
+        pixel, channel = divmod(dim, channels)
+        return (slice(None), channel, *divmod(pixel, width))
+
+    def flat(self, images: Array) -> Array:
+        """Put values into the order of the dims, (N, C, H, W) -> (N, D)."""
+        return images.transpose(0, 2, 3, 1).reshape(len(images), self.num_dims)
+
+    def images(self, values: Array) -> NDArray[np.float32]:
+        """Undo `flat`; levels become numbers in [0, 1]."""
+        channels, height, width = self.shape
+        grid = values.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(grid / np.float64(self.levels - 1), dtype=np.float32)
+
+    def all_images(self) -> NDArray[np.float32]:
+        return self.images(np.array(list(product(range(self.levels), repeat=self.num_dims))))
+
+    def codes(self, images: Array) -> NDArray[np.int64]:
+        """Number images as `all_images` orders them."""
+        powers = self.levels ** np.arange(self.num_dims)[::-1]
+        values = np.rint(self.flat(images) * (self.levels - 1)).astype(np.int64)
+        numbers: NDArray[np.int64] = values @ powers
+        return numbers
+
+
+BINARY = Space((1, 3, 3), 2)
+GREY, COLOUR = Space((1, 2, 3), 4), Space((3, 1, 2), 4)
 
 # How many pixels before it a conditional sees; families that are not named here see all.
 RECEPTIVE_FIELDS: dict[str, Callable[[dict[str, Any]], int]] = {
     "bernoulli": lambda model: 0,
     "markov": lambda model: model.get("order", 1),
 }
-MORE_MODELS: list[tuple[str, dict[str, Any]]] = [
-    ("markov", {"order": 3}),
-    ("eonade", {"hidden": [24], "num_orders": 3, "training_orders": "mixture"}),
+# Hyperparameters of families whose defaults are large for nine pixels.
+SMALL_MODELS: dict[str, dict[str, Any]] = {
+    "diagonal_bilstm": {"num_layers": 1, "hidden": 6, "head": 24},
+    "eonade": {"hidden": [24, 16]},
+    "row_lstm": {"num_layers": 2, "hidden": 6, "head": 24},
+}
+MORE_MODELS: list[tuple[str, dict[str, Any], Space]] = [
+    ("markov", {"order": 3}, BINARY),
+    ("eonade", {"hidden": [24], "num_orders": 3, "training_orders": "mixture"}, BINARY),
 ]
-SMALL_MODELS: dict[str, dict[str, Any]] = {"eonade": {"hidden": [24, 16]}}
 
 
-def binary_exact_families() -> list[str]:
-    models = {name: import_module(f"export.families.{name}").Model for name in family_names()}
-    return [name for name, m in models.items() if m.density == "exact" and "binary" in m.values]
+def exact_models() -> list[tuple[str, dict[str, Any], Space]]:
+    """List all families whose images can be listed: binary ones, and a few levels if they can."""
+    modules = {name: import_module(f"export.families.{name}") for name in family_names()}
+    models = []
+    for name, module in modules.items():
+        if module.Model.density == "exact":
+            small = SMALL_MODELS.get(name, {})
+            if "binary" in module.Model.values:
+                models.append((name, small, BINARY))
+            if "levels" in module.Config.model_fields:
+                models += [(name, small | {"levels": s.levels}, s) for s in (GREY, COLOUR)]
+    return models
 
 
 class Case(NamedTuple):
@@ -46,6 +107,7 @@ class Case(NamedTuple):
     run: Path
     generate: Graph
     log_prob: Graph
+    space: Space
     receptive_field: int
 
     @property
@@ -54,33 +116,35 @@ class Case(NamedTuple):
         return "conditional_log_prob" in self.log_prob.outputs
 
 
-def receptive_field(family: str, model: dict[str, Any]) -> int:
-    return RECEPTIVE_FIELDS[family](model) if family in RECEPTIVE_FIELDS else DIMS
+CASES = exact_models() + MORE_MODELS
 
 
-CASES: list[tuple[str, dict[str, Any]]] = [
-    (family, SMALL_MODELS.get(family, {})) for family in binary_exact_families()
-] + MORE_MODELS
+def name_of(case: tuple[str, dict[str, Any], Space]) -> str:
+    family, model, space = case
+    fields = [f"{key}={value}" for key, value in model.items()]
+    return "-".join([family, *fields, "x".join(map(str, space.shape))])
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
+@pytest.fixture(scope="module", params=CASES, ids=name_of)
 def case(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_recipe: Any
 ) -> Case:
-    """A model of 3×3 binary pixels, trained as any other on data full of dependence."""
-    family, model = request.param
+    """A model of few pixels, trained as any other on data full of dependence."""
+    family, model, space = request.param
     folder = tmp_path_factory.mktemp(family)
-    np.savez(folder / "data.npz", train_images=dependent_images(600))
+    np.savez(folder / "data.npz", train_images=dependent_images(600, space))
+    binarization = "threshold" if space == BINARY else "none"
     recipe = make_recipe(
         family,
         model=model,
-        data={"source": str(folder / "data.npz"), "binarization": "threshold"},
+        data={"source": str(folder / "data.npz"), "binarization": binarization},
         training={"epochs": 3, "learning_rate": 3e-2},
     )
     train(recipe, folder)
     bundle = convert(recipe, folder)
     generate, log_prob = (Graph(bundle / f"{role}.onnx", 4096) for role in ("generate", "log_prob"))
-    return Case(recipe, folder, generate, log_prob, receptive_field(family, model))
+    field = RECEPTIVE_FIELDS[family](model) if family in RECEPTIVE_FIELDS else space.num_dims
+    return Case(recipe, folder, generate, log_prob, space, field)
 
 
 @pytest.fixture
@@ -91,43 +155,41 @@ def ordered(case: Case) -> Case:
     return case
 
 
-def dependent_images(num_images: int) -> NDArray[np.uint8]:
-    """Draw images by a logistic chain with strong random weights, (N, 3, 3), 0 and 255."""
+def dependent_images(num_images: int, space: Space) -> NDArray[np.uint8]:
+    """Draw images by a logistic chain with strong random weights, (N, H, W, C), 0 to 255."""
     rng = np.random.default_rng(1)
-    weights, biases = rng.normal(0, 1.5, (DIMS, DIMS)), rng.normal(0, 0.7, DIMS)
-    values = np.zeros((num_images, DIMS))
-    for dim in range(DIMS):
-        logits = biases[dim] + (values[:, :dim] - 0.5) @ weights[dim, :dim]
-        values[:, dim] = rng.random(num_images) < 1 / (1 + np.exp(-logits))
-    return (255 * values).astype(np.uint8).reshape(-1, SIZE, SIZE)
+    num_dims, levels = space.num_dims, space.levels
+    weights = rng.normal(0, 1.5, (num_dims, num_dims, levels))
+    biases = rng.normal(0, 0.7, (num_dims, levels))
+    values = np.zeros((num_images, num_dims), dtype=np.int64)
+    for dim in range(num_dims):
+        before = values[:, :dim] / (levels - 1) - 0.5
+        scores = biases[dim] + before @ weights[dim, :dim]
+        values[:, dim] = (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)
+    images = np.rint(255 * space.images(values)).astype(np.uint8)
+    return images.transpose(0, 2, 3, 1)
 
 
-def all_images() -> NDArray[np.float32]:
-    bits = np.array(list(product([0, 1], repeat=DIMS)), dtype=np.float32)
-    return bits.reshape(-1, 1, SIZE, SIZE)
-
-
-def codes(images: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Number images as `all_images` orders them."""
-    powers = 2 ** np.arange(DIMS)[::-1]
-    numbers: NDArray[np.int64] = images.reshape(len(images), DIMS).astype(np.int64) @ powers
-    return numbers
-
-
-def score(case: Case, images: NDArray[np.float32]) -> NDArray[Any]:
+def score(case: Case, images: NDArray[np.float32]) -> Array:
     """Return log_prob, (N,)."""
     return case.log_prob({"image": images})["log_prob"]
 
 
-def conditionals_of(case: Case, images: NDArray[np.float32]) -> NDArray[Any]:
+def conditionals_of(case: Case, images: NDArray[np.float32]) -> Array:
     """Return the conditionals, (N, D)."""
-    return case.log_prob({"image": images})["conditional_log_prob"].reshape(len(images), DIMS)
+    return case.space.flat(case.log_prob({"image": images})["conditional_log_prob"])
+
+
+def distribution(case: Case) -> Array:
+    """Return the probability of each image, in double precision, scaled to a sum of 1."""
+    probs = np.exp(score(case, case.space.all_images()).astype(np.float64))
+    return probs / probs.sum()
 
 
 def sampler_inputs(case: Case, num_images: int, seed: int = 0, temperature: float = 1.0) -> Tensors:
     rng = np.random.default_rng(seed)
     noise_shape = (num_images, *case.generate.inputs["noise"][1:])
-    shape = (num_images, 1, SIZE, SIZE)
+    shape = (num_images, *case.space.shape)
     inputs = {
         "noise": rng.uniform(1e-7, 1 - 1e-7, noise_shape).astype(np.float32),
         "temperature": np.full(num_images, temperature, dtype=np.float32),
@@ -149,71 +211,85 @@ def chi_square_p_value(counts: NDArray[Any], probs: NDArray[Any]) -> float:
 
 
 def test_the_probabilities_of_all_images_sum_to_one(case: Case) -> None:
-    log_prob = score(case, all_images())
-    # 512 exponentials, each of a single-precision sum of nine terms.
+    log_prob = score(case, case.space.all_images())
+    # Up to 4,096 exponentials, each of a single-precision sum of at most nine terms.
     assert np.exp(log_prob.astype(np.float64)).sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_the_model_learnt_something(case: Case) -> None:
     """Near the uniform distribution the other tests would say little."""
-    log_prob = score(case, all_images())
-    probs = np.exp(log_prob.astype(np.float64))
-    assert -(probs * log_prob).sum() < DIMS * np.log(2) - 0.05
+    probs = distribution(case)
+    uniform = case.space.num_dims * np.log(case.space.levels)
+    assert -(probs * np.log(probs)).sum() < uniform - 0.05
 
 
 def test_samples_follow_log_prob(case: Case) -> None:
     samples = case.generate(sampler_inputs(case, NUM_SAMPLES))["image"]
-    counts = np.bincount(codes(samples), minlength=2**DIMS)
-    log_prob = score(case, all_images())
-    probs = np.exp(log_prob.astype(np.float64))
-    assert chi_square_p_value(counts, probs / probs.sum()) > LEVEL
+    probs = distribution(case)
+    counts = np.bincount(case.space.codes(samples), minlength=len(probs))
+    assert chi_square_p_value(counts, probs) > LEVEL
 
 
 def test_log_prob_is_the_sum_of_the_conditionals(ordered: Case) -> None:
-    images = all_images()
+    images = ordered.space.all_images()
     log_prob, conditionals = score(ordered, images), conditionals_of(ordered, images)
-    # Nine single-precision terms.
+    # At most nine single-precision terms.
     np.testing.assert_allclose(log_prob, conditionals.sum(axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize("dim", range(DIMS))
-def test_nan_in_a_pixel_reaches_no_earlier_conditional(ordered: Case, dim: int) -> None:
-    images = all_images()
-    poisoned = images.copy()
-    poisoned.reshape(-1, DIMS)[:, dim] = np.nan
-    before, after = conditionals_of(ordered, images), conditionals_of(ordered, poisoned)
-    assert before[:, :dim].tobytes() == after[:, :dim].tobytes()
+def poison(space: Space, images: NDArray[np.float32], dim: int, of: int) -> None:
+    """Spoil a value that the conditional of dim `of` must not see.
+
+    Within a pixel a mask is a factor of 0, and 0 · NaN is NaN: there, another level must do.
+    """
+    place, channels = space.place(dim), space.shape[0]
+    images[place] = 1 - images[place] if dim // channels == of // channels else np.nan
 
 
-@pytest.mark.parametrize("dim", range(DIMS))
-def test_a_conditional_is_normalized_while_all_later_pixels_are_nan(
-    ordered: Case, dim: int
-) -> None:
-    images = all_images()
-    images.reshape(-1, DIMS)[:, dim + 1 :] = np.nan
-    total = np.zeros(len(images))
-    for value in (0, 1):
-        images.reshape(-1, DIMS)[:, dim] = value
-        total += np.exp(conditionals_of(ordered, images)[:, dim].astype(np.float64))
-    # Two single-precision exponentials.
-    np.testing.assert_allclose(total, 1, atol=1e-6)
+def test_what_spoils_a_value_reaches_no_earlier_conditional(ordered: Case) -> None:
+    images = ordered.space.all_images()
+    before = conditionals_of(ordered, images)
+    for dim, of in product(range(ordered.space.num_dims), repeat=2):
+        # One conditional of each pixel stands for those of its earlier colours too.
+        if of >= dim or ((of + 1) % ordered.space.shape[0] and of + 1 < dim):
+            continue
+        poisoned = images.copy()
+        poison(ordered.space, poisoned, dim, of)
+        after = conditionals_of(ordered, poisoned)
+        assert before[:, : of + 1].tobytes() == after[:, : of + 1].tobytes(), (dim, of)
 
 
-@pytest.mark.parametrize("dim", range(DIMS))
-def test_the_receptive_field_is_the_theoretical_one(ordered: Case, dim: int) -> None:
-    images = all_images()
-    flipped = images.copy()
-    flipped.reshape(-1, DIMS)[:, dim] = 1 - flipped.reshape(-1, DIMS)[:, dim]
-    changed = (conditionals_of(ordered, images) != conditionals_of(ordered, flipped)).any(axis=0)
-    expected = [dim < later <= dim + ordered.receptive_field for later in range(DIMS)]
-    assert changed[:dim].tolist() == expected[:dim]
-    assert changed[dim + 1 :].tolist() == expected[dim + 1 :]
+def test_a_conditional_is_normalized_while_all_later_values_are_spoilt(ordered: Case) -> None:
+    space = ordered.space
+    for dim in range(space.num_dims):
+        images = space.all_images()
+        for later in range(dim + 1, space.num_dims):
+            poison(space, images, later, dim)
+        total = np.zeros(len(images))
+        for level in range(space.levels):
+            images[space.place(dim)] = level / (space.levels - 1)
+            total += np.exp(conditionals_of(ordered, images)[:, dim].astype(np.float64))
+        # A few single-precision exponentials.
+        np.testing.assert_allclose(total, 1, atol=2e-6)
+
+
+def test_the_receptive_field_is_the_theoretical_one(ordered: Case) -> None:
+    space = ordered.space
+    images = space.all_images()
+    before = conditionals_of(ordered, images)
+    for dim in range(space.num_dims):
+        changed_images = images.copy()
+        changed_images[space.place(dim)] = 1 - changed_images[space.place(dim)]
+        changed = (before != conditionals_of(ordered, changed_images)).any(axis=0)
+        expected = [dim < later <= dim + ordered.receptive_field for later in range(space.num_dims)]
+        assert changed[:dim].tolist() == expected[:dim], dim
+        assert changed[dim + 1 :].tolist() == expected[dim + 1 :], dim
 
 
 def test_torch_and_onnx_agree(case: Case) -> None:
     model = load_model(case.recipe, case.run, load_split(case.recipe.data)).requires_grad_(False)
     inputs = sampler_inputs(case, 8)
-    images = all_images()[::64].copy()
+    images = case.space.all_images()[::64][:8].copy()
     for role, module in model.graphs().items():
         rows = inputs if role == "generate" else {"image": images}
         path = case.run / "bundle" / f"{role}.onnx"
@@ -224,9 +300,8 @@ def test_torch_and_onnx_agree(case: Case) -> None:
 def test_a_row_has_the_same_bits_in_every_batch_and_slot(case: Case, role: str) -> None:
     graph = getattr(case, role)
     num_rows = 33
-    inputs = (
-        sampler_inputs(case, num_rows) if role == "generate" else {"image": all_images()[::15][:33]}
-    )
+    images = case.space.all_images()[::15][:num_rows]
+    inputs = sampler_inputs(case, num_rows) if role == "generate" else {"image": images}
     together = graph(inputs)
     for batch in (1, 2, 3, 5, 7, 8, 16, 17, 31):
         for start in range(0, num_rows - batch + 1, 4):
@@ -236,48 +311,50 @@ def test_a_row_has_the_same_bits_in_every_batch_and_slot(case: Case, role: str) 
 
 
 def test_a_low_temperature_gives_the_mode_of_each_conditional(ordered: Case) -> None:
-    greedy = np.zeros((1, 1, SIZE, SIZE), dtype=np.float32)
-    for dim in range(DIMS):
-        both = np.repeat(greedy, 2, axis=0)
-        both.reshape(2, DIMS)[1, dim] = 1
-        greedy = both[[conditionals_of(ordered, both)[:, dim].argmax()]]
+    space = ordered.space
+    greedy = np.zeros((1, *space.shape), dtype=np.float32)
+    for dim in range(space.num_dims):
+        candidates = np.repeat(greedy, space.levels, axis=0)
+        candidates[space.place(dim)] = np.arange(space.levels) / (space.levels - 1)
+        greedy = candidates[[conditionals_of(ordered, candidates)[:, dim].argmax()]]
     samples = ordered.generate(sampler_inputs(ordered, 100, temperature=1e-6))["image"]
     assert (samples == greedy).all()
 
 
-def test_temperature_divides_the_logit(ordered: Case) -> None:
-    two = np.zeros((2, 1, SIZE, SIZE), dtype=np.float32)
-    two.reshape(2, DIMS)[1, 0] = 1
-    conditionals = conditionals_of(ordered, two)[:, 0]
-    prob = 1 / (1 + np.exp(-(conditionals[1] - conditionals[0]) / 2))
+def test_temperature_divides_the_logits(ordered: Case) -> None:
+    space = ordered.space
+    candidates = np.zeros((space.levels, *space.shape), dtype=np.float32)
+    candidates[space.place(0)] = np.arange(space.levels) / (space.levels - 1)
+    probs = np.exp(conditionals_of(ordered, candidates)[:, 0].astype(np.float64) / 2)
     samples = ordered.generate(sampler_inputs(ordered, NUM_SAMPLES, temperature=2.0))["image"]
-    ones = samples.reshape(-1, DIMS)[:, 0].sum()
-    counts = np.array([NUM_SAMPLES - ones, ones])
-    assert chi_square_p_value(counts, np.array([1 - prob, prob])) > LEVEL
-
-
-def test_completions_of_a_known_prefix_follow_the_conditional(ordered: Case) -> None:
-    num_known = 4
-    prefix = np.array([1, 0, 1, 1], dtype=np.float32)
-    inputs = sampler_inputs(ordered, NUM_SAMPLES, seed=2)
-    inputs["known"].reshape(-1, DIMS)[:, :num_known] = prefix
-    inputs["known_mask"].reshape(-1, DIMS)[:, :num_known] = 1
-    samples = ordered.generate(inputs)["image"]
-    assert (samples.reshape(-1, DIMS)[:, :num_known] == prefix).all()
-
-    images = all_images()
-    fitting = (images.reshape(-1, DIMS)[:, :num_known] == prefix).all(axis=1)
-    log_prob = score(ordered, images)
-    probs = np.where(fitting, np.exp(log_prob.astype(np.float64)), 0)
-    counts = np.bincount(codes(samples), minlength=2**DIMS)
+    levels = np.rint(samples[space.place(0)] * (space.levels - 1)).astype(np.int64)
+    counts = np.bincount(levels, minlength=space.levels)
     assert chi_square_p_value(counts, probs / probs.sum()) > LEVEL
 
 
-def test_known_pixels_stay_wherever_they_are(ordered: Case) -> None:
+def test_completions_of_a_known_prefix_follow_the_conditional(ordered: Case) -> None:
+    space = ordered.space
+    prefix = np.array([1, 0, 1, 1], dtype=np.float32)
+    inputs = sampler_inputs(ordered, NUM_SAMPLES, seed=2)
+    for dim, value in enumerate(prefix):
+        inputs["known"][space.place(dim)] = value
+        inputs["known_mask"][space.place(dim)] = 1
+    samples = ordered.generate(inputs)["image"]
+    assert (space.flat(samples)[:, : len(prefix)] == prefix).all()
+
+    fitting = (space.flat(space.all_images())[:, : len(prefix)] == prefix).all(axis=1)
+    probs = np.where(fitting, distribution(ordered), 0)
+    counts = np.bincount(space.codes(samples), minlength=len(probs))
+    assert chi_square_p_value(counts, probs / probs.sum()) > LEVEL
+
+
+def test_known_values_stay_wherever_they_are(ordered: Case) -> None:
+    levels = ordered.space.levels
     inputs = sampler_inputs(ordered, 500, seed=3)
     rng = np.random.default_rng(4)
-    inputs["known"] = rng.integers(0, 2, inputs["known"].shape).astype(np.float32)
+    known = rng.integers(0, levels, inputs["known"].shape) / (levels - 1)
+    inputs["known"] = known.astype(np.float32)
     inputs["known_mask"] = rng.integers(0, 2, inputs["known"].shape).astype(np.float32)
     samples = ordered.generate(inputs)["image"]
-    known = inputs["known_mask"] == 1
-    assert (samples[known] == inputs["known"][known]).all()
+    clamped = inputs["known_mask"] == 1
+    assert (samples[clamped] == inputs["known"][clamped]).all()
