@@ -44,12 +44,12 @@ _CHUNK = 1000
 def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
     """Measure the converted model of a run and write the figures beside its graphs.
 
-    Models with an exact density: `nll` and `bits_per_dim` of the whole test part. With a bound:
-    `nll_elbo`, `nll_iwae` and `bits_per_dim`, whose protocols tell K; class-conditional ones also
-    `bayes_accuracy`. Both, on 8-bit images: what lossless picture files of the same images take.
-    Others: how near the samples come to training images, and what the frozen classifier of the data
-    set, if there is one, sees in them (`export.quality`). Figures of other models that a benchmark
-    has left in the run follow.
+    Models with an exact density: `nll` and `bits_per_dim` of the whole test part; on 8-bit images,
+    beside them, what lossless picture files of the same images take. With a bound: `nll_elbo`,
+    `nll_iwae` and `bits_per_dim`, whose protocols tell K; class-conditional ones also
+    `bayes_accuracy`. Others: how near the samples come to training images, and what the frozen
+    classifier of the data set, if there is one, sees in them (`export.quality`). Figures of other
+    models that a benchmark has left in the run follow.
 
     Raises:
         FileNotFoundError: The run is not converted, or the data is missing.
@@ -65,8 +65,8 @@ def evaluate(recipe: Recipe, run: Path) -> tuple[Metric, ...]:
         else:
             log_prob = score_test_part(graph, split.test)
             metrics = density_metrics(log_prob, split.test, recipe.protocol)
-        if recipe.data.values == "8-bit":
-            metrics += file_size_metrics(split.test[:NUM_COMPARED], recipe.protocol)
+            if recipe.data.values == "8-bit":
+                metrics += file_size_metrics(split.test[:NUM_COMPARED], recipe.protocol)
     else:
         metrics = sample_metrics(recipe, split, bundle / "generate.onnx")
     metrics += read_baselines(run)
