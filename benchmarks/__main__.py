@@ -7,6 +7,7 @@ import platform
 import shutil
 import statistics
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,14 +40,15 @@ def main() -> None:
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("benchmarks need wrk, a load generator: install it (apt-get install wrk)")
-    measured = measure(options)
-    (options.output / "results.json").write_text(json.dumps(measured, indent=2) + "\n")
-    write_report(measured, options.output)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for measured in measure(options):  # written after every round: a run cut short loses one
+        (options.output / "results.json").write_text(json.dumps(measured, indent=2) + "\n")
+        write_report(measured, options.output)
     print(f"wrote {options.output}/README.md")
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Take the rounds; every figure is the median over them."""
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Take the rounds, and tell the medians of those taken so far after each of them."""
     folders = {name: folder for name, _, folder in version_folders(options.store)}
     named = (options.gan, options.vae, options.autoregressive)
     models = [name for name in named if name in folders]
@@ -56,7 +58,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     cores = available_cpus()
     rounds = []
     for number in range(options.rounds):
-        print(f"round {number + 1} of {options.rounds}")
+        print(f"round {number + 1} of {options.rounds}", flush=True)
         rounds.append(
             {
                 "ceilings": _ceilings(gan, graphs, options.seconds, cores),
@@ -67,17 +69,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "naive": _naive(gan, options.seconds, cores),
             }
         )
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {cores} cores, {platform.system()}",
-        "python": platform.python_version(),
-        "command": " ".join(["python", "-m", "benchmarks", *sys.argv[1:]]),
-        "gan": options.gan,
-        "autoregressive": options.autoregressive,
-        "rounds": options.rounds,
-        "seconds": options.seconds,
-        "medians": _medians(rounds),
-    }
+        yield {
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": f"{platform.machine()}, {cores} cores, {platform.system()}",
+            "python": platform.python_version(),
+            "command": " ".join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+            "gan": options.gan,
+            "autoregressive": options.autoregressive,
+            "rounds": len(rounds),
+            "seconds": options.seconds,
+            "medians": _medians(rounds),
+        }
 
 
 def _ceilings(
