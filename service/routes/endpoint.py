@@ -205,6 +205,19 @@ def validate_query(request: Request, model: type[ModelT]) -> ModelT:
     return validate_fields(fields, model)
 
 
+def refuse_query(request: Request) -> None:
+    """Refuse query parameters where the body has all fields, rather than pass over them.
+
+    Raises:
+        InvalidRequestError: There is one.
+    """
+    if request.scope["query_string"]:
+        raise InvalidRequestError(
+            f"?{next(iter(request.query_params), '')}: the query is not read here; give all "
+            "fields in the body"
+        )
+
+
 def validate_fields(fields: dict[str, Any], model: type[ModelT]) -> ModelT:
     """Read text fields into a request model; exceptions as of `validate_query`."""
     try:
@@ -303,6 +316,7 @@ def _binder(endpoint: Handler) -> Callable[[Request], Awaitable[dict[str, Any]]]
         if query is not None:
             values[query[0]] = validate_query(request, query[1])
         if body is not None:
+            refuse_query(request)
             values[body[0]] = await read_json(request, body[1])
         return values
 

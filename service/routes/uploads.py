@@ -25,6 +25,7 @@ from service.routes.endpoint import (
     JSON_TYPES,
     media_type_of,
     read_body,
+    refuse_query,
     service_of,
     validate_fields,
     validate_json,
@@ -120,6 +121,7 @@ async def read_upload(
         model = admit(options)
         image = model.manifest.image
         return Upload(options, model, lambda: _decode_array(body, image, options))
+    refuse_query(request)
     body = await read_body(request)
     if media_type == FORM:
         fields, files = await _parse_form(request, body)

@@ -39,6 +39,19 @@ def raw_answer(connection: socket.socket) -> bytes:
 
 
 class TestJson:
+    @pytest.mark.parametrize("path", [*POST_ROUTES, "/complete", "/encode", "/reconstruct"])
+    def test_fields_in_the_query_are_refused_rather_than_passed_over(
+        self, client: httpx.Client, path: str
+    ) -> None:
+        content = problem(client.post(path, params={"n": 2}, json={}), "invalid-request", 422)
+        assert "?n" in content["detail"]
+        assert "body" in content["detail"]
+
+    def test_a_form_has_all_its_fields_in_the_body(self, client: httpx.Client) -> None:
+        files = [("images", ("a.png", b"", "image/png"))]
+        refused = client.post("/log_prob", params={"per_dim": "true"}, files=files)
+        assert "?per_dim" in problem(refused, "invalid-request", 422)["detail"]
+
     @pytest.mark.parametrize("path", POST_ROUTES)
     @pytest.mark.parametrize(
         "body", [b"{", b"hello", b"{'n': 1}", b'{"n": 1} x', b"\xff\xfe", b'{"n": 01}', b"nan"]
