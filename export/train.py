@@ -360,7 +360,8 @@ def read_run(run: Path) -> dict[str, Any]:
 def _claim(run: Path, recipe: Recipe, restart: bool) -> None:
     path = run / RECIPE_FILE
     text = recipe.model_dump_json(indent=2)
-    if path.is_file() and not restart and path.read_text(encoding="utf-8") != text:
+    # Read, not compared as text: a field that is newer than the run has its default there.
+    if path.is_file() and not restart and Recipe.model_validate_json(path.read_bytes()) != recipe:
         raise ValueError(
             f"{run} holds a run of another recipe: give --restart to forget it, or --name for a "
             "run of its own"

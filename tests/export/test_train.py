@@ -147,6 +147,17 @@ def test_moments_of_the_film_are_even_on_a_logarithmic_scale() -> None:
     assert sorted(film_moments(10_000, 5)) == [1, 10, 100, 1000, 10_000]
 
 
+def test_a_run_older_than_a_field_of_recipes_goes_on(make_recipe: Any, tmp_path: Path) -> None:
+    recipe = make_recipe("nade")
+    train(recipe, tmp_path, stop_after=1)
+    path = tmp_path / "recipe.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    del fields["data"]["pool"]
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    train(recipe, tmp_path)
+    assert json.loads(path.read_text(encoding="utf-8")) == recipe.model_dump(mode="json")
+
+
 def test_another_recipe_in_the_same_folder_is_refused(make_recipe: Any, tmp_path: Path) -> None:
     train(make_recipe("nade"), tmp_path)
     other = make_recipe("nade", training={"epochs": 1})
