@@ -31,6 +31,12 @@ class GenerativeModel(lightning.LightningModule, ABC):
     A family with a tractable likelihood or bound defines `log_prob` and is trained by maximum
     likelihood as written here; others override the training hooks.
 
+    Attributes:
+        density: Whether log p is exact, bounded, or only implied by the generator.
+        draws: What follows what, each along the raster, in a family that draws value by value:
+            pixels, with all of their channels, or one plane of a channel after the other.
+        values: What a pixel may be.
+
     Args:
         config: The family's hyperparameters.
         image: The images to model.
@@ -39,7 +45,7 @@ class GenerativeModel(lightning.LightningModule, ABC):
     """
 
     density: ClassVar[Density]
-    ordering: ClassVar[Literal["raster"] | None] = None
+    draws: ClassVar[Literal["pixels", "planes"] | None] = None
     values: ClassVar[tuple[Values, ...]] = ("binary", "8-bit", "continuous")
 
     def __init__(
@@ -74,6 +80,16 @@ class GenerativeModel(lightning.LightningModule, ABC):
     def is_conditional(self) -> bool:
         """Whether the graphs ask for a class."""
         return "label" in inspect.signature(self.graphs()["generate"].forward).parameters
+
+    @property
+    def ordering(self) -> Literal["raster"] | None:
+        """The order in which pixels are drawn, if the first rows of an image come first in it.
+
+        Only then is what a model draws given these rows a draw from p(rest | rows): a red plane
+        that is drawn as a whole does not know of the green above it.
+        """
+        by_pixel = self.draws == "pixels" or (self.draws == "planes" and self.image.shape[0] == 1)
+        return "raster" if by_pixel else None
 
     def num_parameters(self) -> int:
         """Count the free parameters of the shipped model."""

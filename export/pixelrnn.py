@@ -197,7 +197,7 @@ class PixelRnn(GenerativeModel):
     """
 
     density = "exact"
-    ordering = "raster"
+    draws = "pixels"
     values = ("binary", "8-bit")
 
     def build(self, config: PixelRnnConfig) -> None:

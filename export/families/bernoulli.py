@@ -23,7 +23,7 @@ class Model(GenerativeModel):
     """One probability per pixel, found by counting: n parameters."""
 
     density = "exact"
-    ordering = "raster"
+    draws = "pixels"
     values = ("binary",)
 
     def build(self, config: Config) -> None:

@@ -24,7 +24,7 @@ class Model(GenerativeModel):
     """
 
     density = "exact"
-    ordering = "raster"
+    draws = "planes"
     values = ("binary",)
 
     def build(self, config: Config) -> None:

@@ -26,7 +26,7 @@ class Model(GenerativeModel):
     """AR(N) with a table of 2^min(d, N) probabilities for pixel d, found by counting."""
 
     density = "exact"
-    ordering = "raster"
+    draws = "planes"
     values = ("binary",)
 
     def build(self, config: Config) -> None:

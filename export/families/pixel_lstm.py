@@ -45,12 +45,12 @@ class Model(GenerativeModel):
     """
 
     density = "exact"
-    ordering = "raster"
+    draws = "planes"
     values = ("binary",)
 
     def build(self, config: Config) -> None:
         """Create the LSTM, u (K,), v (H,) and b (D,)."""
-        _, height, width = self.image.shape
+        channels, height, width = self.image.shape
         self.distances = past_distances(width, config.radius)
         num_inputs = len(self.distances)
         self.lstm = nn.LSTM(num_inputs + height + width, config.hidden)
@@ -63,7 +63,8 @@ class Model(GenerativeModel):
         self.places: Tensor  # row and column of each pixel, one-hot, (D, height + width)
         rows = functional.one_hot(torch.arange(height).repeat_interleave(width), height)
         columns = functional.one_hot(torch.arange(width).repeat(height), width)
-        self.register_buffer("places", torch.cat([rows, columns], dim=1).float())
+        places = torch.cat([rows, columns], dim=1).float()
+        self.register_buffer("places", places.repeat(channels, 1))
 
     @property
     def noise(self) -> Noise:

@@ -62,7 +62,7 @@ class Model(GenerativeModel):
     """
 
     density = "exact"
-    ordering = "raster"
+    draws = "planes"
     values = ("continuous",)
 
     def build(self, config: Config) -> None:

@@ -103,6 +103,36 @@ def test_a_joint_table_keeps_known_pixels_that_it_holds_for_impossible(make_reci
     assert model.graphs()["generate"](noise, one, known, torch.zeros_like(known)).equal(images)
 
 
+COLOURED = [
+    ("bernoulli", {}, "raster"),
+    ("fvsbn", {}, None),
+    ("nade", {"hidden": 4}, None),
+    ("pixel_lstm", {"hidden": 4, "radius": 1}, None),
+    ("row_lstm", {"num_layers": 1, "hidden": 6, "head": 6}, "raster"),
+    ("diagonal_bilstm", {"num_layers": 1, "hidden": 6, "head": 6}, "raster"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "expected"), COLOURED, ids=[case[0] for case in COLOURED]
+)
+def test_rows_of_colour_come_first_only_where_pixels_do(
+    make_recipe: Any, family: str, config: dict[str, Any], expected: str | None
+) -> None:
+    image = Image(shape=(3, 2, 2), values="binary")
+    model = build_model(make_recipe(family, model=config), image, num_classes=0).eval()
+    assert model.ordering == expected
+
+    pixels = torch.zeros(2, 3, 2, 2)
+    pixels[1, :, 1] = 1  # the lower row alone differs
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        _, conditionals = model.graphs()["log_prob"](pixels)
+    is_first = torch.equal(conditionals[0, :, 0], conditionals[1, :, 0])
+    assert is_first == (expected == "raster")
+
+
 def test_dcgan_counts_its_generator_alone(make_recipe: Any) -> None:
     model = make_model(
         make_recipe, "dcgan", values="8-bit", latent_dim=8, generator_channels=[6, 4]
