@@ -1,4 +1,4 @@
-"""The command line: list, data, train, convert, evaluate, publish and classifier."""
+"""The command line: list, data, train, convert, evaluate, publish, calibrate and classifier."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from export.recipe import Recipe, read_recipe, recipe_names
-from service.manifest import Metric, version_folders
+from service.manifest import Metric, read_manifest, version_folders
 
 DEFAULT_STORE = Path("model_store")
 
@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_evaluate(commands)
     _add_publish(commands)
+    _add_calibrate(commands)
     _add_classifier(commands)
     return parser
 
@@ -153,6 +154,20 @@ def publish_run(options: argparse.Namespace) -> None:
     recipe, run = _recipe_and_run(options.name)
     folder = publish(recipe, run, options.store, unfinished=options.unfinished)
     print(f"{folder} is published; next: start the service, or let a running one reload its store")
+
+
+def calibrate_model(options: argparse.Namespace) -> None:
+    """Add a calibration to the newest version of a published model."""
+    from export.calibrate import calibrate_published  # noqa: PLC0415
+
+    folders = [folder for name, _, folder in version_folders(options.store) if name == options.name]
+    if not folders:
+        raise FileNotFoundError(f"{options.store} holds no {options.name}: publish it first")
+    folder = max(folders, key=lambda path: int(path.name))
+    recipe = Recipe.model_validate(read_manifest(folder).training.recipe)
+    calibration = calibrate_published(recipe, folder).calibration
+    assert calibration is not None
+    print(f"{folder} ranks images among {calibration.num_ranked:,} held-out ones")
 
 
 def train_classifier(options: argparse.Namespace) -> None:
@@ -278,6 +293,18 @@ def _add_publish(commands: Any) -> None:
         "--unfinished", action="store_true", help="publish even if the run has epochs left"
     )
     parser.set_defaults(command=publish_run)
+
+
+def _add_calibrate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "calibrate",
+        help="let a published model without p-values tell them",
+        description="Score the images that were held out of training and store the scores in the "
+        "newest version of a published model. `publish` does so by itself.",
+    )
+    parser.add_argument("name", metavar="NAME", help="name of the model")
+    _add_store(parser)
+    parser.set_defaults(command=calibrate_model)
 
 
 def _add_classifier(commands: Any) -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from export.calibrate import calibrate
 from export.card import (
     NEAREST_FILE,
     draw_film,
@@ -21,11 +22,13 @@ from export.graph import Graph as OnnxGraph
 from export.model import GenerativeModel
 from export.recipe import Recipe
 from export.train import CHECKPOINT_FILE, load_model, read_run
+from service.anomaly import CALIBRATION_FILE
 from service.manifest import (
     CARD_FILE,
     FILM_FILE,
     GOLDEN_FILE,
     PREVIEW_FILE,
+    Calibration,
     Graph,
     Manifest,
     Role,
@@ -40,7 +43,7 @@ from service.manifest import (
 MAX_BUNDLE_BYTES = 12_000_000
 
 _ROLES: tuple[Role, ...] = ("generate", "log_prob", "encode")
-_FILES = (GOLDEN_FILE, PREVIEW_FILE, FILM_FILE, NEAREST_FILE)
+_FILES = (GOLDEN_FILE, CALIBRATION_FILE, PREVIEW_FILE, FILM_FILE, NEAREST_FILE)
 
 
 def publish(recipe: Recipe, run: Path, store: Path, *, unfinished: bool = False) -> Path:
@@ -76,7 +79,7 @@ def publish(recipe: Recipe, run: Path, store: Path, *, unfinished: bool = False)
             generate = OnnxGraph(staging / "generate.onnx", recipe.max_batch_rows)
             picture = draw_nearest(generate, model, split.train)
             (staging / NEAREST_FILE).write_bytes(picture)
-        manifest = describe(recipe, run, staging, model, split)
+        manifest = describe(recipe, run, staging, model, split, calibrate(recipe, staging))
         return _place(manifest, run, staging, store)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -93,7 +96,12 @@ def make_up_to_date(recipe: Recipe, run: Path) -> None:
 
 
 def describe(
-    recipe: Recipe, run: Path, folder: Path, model: GenerativeModel, split: Split
+    recipe: Recipe,
+    run: Path,
+    folder: Path,
+    model: GenerativeModel,
+    split: Split,
+    calibration: Calibration | None = None,
 ) -> Manifest:
     """Describe the graphs of a folder in a manifest whose version and files are still open."""
     return Manifest(
@@ -119,6 +127,7 @@ def describe(
         },
         files={},
         metrics=read_metrics(run / BUNDLE_FOLDER),
+        calibration=calibration,
         training=_training(recipe, read_run(run), split.source),
     )
 

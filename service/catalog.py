@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.anomaly import CALIBRATION_FILE, AnomalyScore, Preparation, read_calibration
 from service.bounds import graph_class
 from service.device import CPU, Device, choose_device
 from service.errors import (
@@ -222,7 +223,7 @@ def load_bundle(
     golden = _read_golden(folder / GOLDEN_FILE)
     for role, loaded in graphs.items():
         _replay_golden(golden, role, loaded, manifest)
-    return Model(manifest, graphs, folder)
+    return Model(manifest, graphs, folder, _read_anomaly(folder, manifest, golden))
 
 
 def _check_labels(session: Session, role: Role, manifest: Manifest) -> None:
@@ -256,6 +257,17 @@ def _read_golden(path: Path) -> dict[str, NDArray[Any]]:
             return dict(golden)
     except Exception as error:  # NumPy and its archive share no better base
         raise BrokenBundleError(f"{path.name} cannot be read: {error}") from error
+
+
+def _read_anomaly(
+    folder: Path, manifest: Manifest, golden: dict[str, NDArray[Any]]
+) -> dict[Preparation, AnomalyScore]:
+    if manifest.calibration is None:
+        return {}
+    try:
+        return read_calibration(folder / CALIBRATION_FILE, golden["log_prob.image"])
+    except ValueError as error:
+        raise BrokenBundleError(str(error)) from error
 
 
 def _replay_golden(

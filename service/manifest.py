@@ -7,6 +7,7 @@
         log_prob.onnx    image, noise [, label] -> log_prob, log_weight      density bound
         encode.onnx      image [, label] -> mean, log_var     models with an encoder
         golden.npz       <graph>.<tensor>: inputs and outputs that a right graph reproduces
+        calibration.npz  scores of held-out images         exact or bound, with a validation part
         README.md        the model card
         preview.png      images of seed 0
         film.webp        the same noise drawn at points of the training
@@ -97,6 +98,18 @@ class Graph(Document):
     max_batch_rows: PositiveInt
 
 
+class Calibration(Document):
+    """Scores of images that were held out of training, which make a score a p-value.
+
+    Attributes:
+        num_images: Held-out images, all of them.
+        num_ranked: Those among which an image is ranked; the others tell what is usual.
+    """
+
+    num_images: PositiveInt
+    num_ranked: PositiveInt
+
+
 class Metric(Document):
     """A measured figure, with what is needed to compare it: protocol, count, spread, unit."""
 
@@ -154,6 +167,7 @@ class Manifest(Document):
     graphs: dict[Role, Graph]
     files: dict[FileName, Sha256]
     metrics: tuple[Metric, ...] = ()
+    calibration: Calibration | None = None
     training: Training
 
     @model_validator(mode="after")

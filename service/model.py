@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from service.anomaly import AnomalyScore, Preparation
 from service.batcher import Outcome, Rows
 from service.bounds import combine, sample_rows
 from service.errors import InferenceFailedError
@@ -30,9 +31,17 @@ class Model:
         manifest: What it is.
         graphs: Its graphs by role.
         folder: Where its files are.
+        anomaly: How unusual images are told, if it is calibrated, by their preparation.
     """
 
-    def __init__(self, manifest: Manifest, graphs: Mapping[Role, Graph], folder: Path) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        graphs: Mapping[Role, Graph],
+        folder: Path,
+        anomaly: Mapping[Preparation, AnomalyScore],
+    ) -> None:
+        self.anomaly = anomaly
         self.manifest = manifest
         self.graphs = graphs
         self.folder = folder

@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
+from numpy.typing import NDArray
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.anomaly import AnomalyScore, code_bits
 from service.batcher import Rows
 from service.bounds import rows_per_image
 from service.errors import InvalidRequestError, UnsupportedOperationError
@@ -38,6 +40,9 @@ from service.service import Service
 router = APIRouter(route_class=Endpoint, tags=["score"])
 
 FORMATS = ("json", "npy")
+
+# Of each image how unusual it is, and its p-value.
+Unusual = tuple[list[float], list[float]]
 
 
 class LogProbOptions(ImageOptions):
@@ -79,11 +84,16 @@ async def create_log_prob(request: Request) -> Response:
     def finish(outputs: Rows) -> bytes:
         if answer_format == "npy":
             return _npy_answer(outputs, options)
-        return _json_answer(model, options, outputs)
+        unusual = _unusual(anomaly, outputs["log_prob"], complexity)
+        return _json_answer(model, options, outputs, unusual)
 
     limit_s = timeout_s(request, options.timeout_ms)
+    anomaly = _anomaly_score(model, options) if answer_format == "json" else None
+    complexity = None
     async with deadline(limit_s):
         images = await decode_upload(request, upload)
+        if anomaly is not None:
+            complexity = await service.workers.run(lambda: code_bits(images))
         if model.is_bound:
             _check_rows(model, len(images), num_samples)
         labels = class_numbers(options.labels, model, len(images)) if options.labels else None
@@ -144,7 +154,27 @@ def _npy_answer(outputs: Rows, options: LogProbOptions) -> bytes:
     return encode_npy(outputs["log_prob"].astype(np.float64))
 
 
-def _json_answer(model: Model, options: LogProbOptions, outputs: Rows) -> bytes:
+def _anomaly_score(model: Model, options: LogProbOptions) -> AnomalyScore | None:
+    # Scores of a bound are calibrated for one sample: more of them give another distribution.
+    if model.is_bound and options.num_importance_samples not in {None, 1}:
+        return None
+    if model.manifest.image.values != "binary":
+        return model.anomaly.get("none")
+    return model.anomaly.get(options.binarize or "threshold")
+
+
+def _unusual(
+    anomaly: AnomalyScore | None, log_prob: NDArray[Any], complexity: NDArray[Any] | None
+) -> Unusual | None:
+    if anomaly is None or complexity is None:
+        return None
+    scores = anomaly.scores(log_prob.astype(np.float64), complexity)
+    return scores.tolist(), anomaly.p_values(scores).tolist()
+
+
+def _json_answer(
+    model: Model, options: LogProbOptions, outputs: Rows, unusual: Unusual | None
+) -> bytes:
     manifest = model.manifest
     num_samples = options.num_importance_samples or 1
     results = [
@@ -154,6 +184,9 @@ def _json_answer(model: Model, options: LogProbOptions, outputs: Rows) -> bytes:
     if model.is_bound and num_samples > 1:
         for result, std_error in zip(results, outputs["std_error"].tolist(), strict=True):
             result["std_error"] = std_error
+    if unusual is not None:
+        for result, score, p_value in zip(results, *unusual, strict=True):
+            result["anomaly_score"], result["p_value"] = score, p_value
     if options.per_dim:
         for result, surprise in zip(
             results, per_dim_maps(outputs["conditional_log_prob"]), strict=True

@@ -8,12 +8,14 @@ import numpy as np
 import onnx.parser
 from numpy.typing import NDArray
 
+from service.anomaly import CALIBRATION_FILE, code_bits
 from service.graph import Session
 from service.manifest import (
     CARD_FILE,
     FILM_FILE,
     GOLDEN_FILE,
     PREVIEW_FILE,
+    Calibration,
     Density,
     Graph,
     Image,
@@ -23,6 +25,7 @@ from service.manifest import (
     Source,
     Training,
     Values,
+    read_manifest,
     sha256_of,
     write_manifest,
 )
@@ -431,3 +434,20 @@ def write_vae_store(store: Path) -> Path:
         },
     )
     return write_store(store)
+
+
+def add_calibration(folder: Path, arrays: Mapping[str, NDArray[np.float64]]) -> None:
+    """Calibrate a bundle by such scores of held-out images.
+
+    Args:
+        folder: The bundle's folder.
+        arrays: `<preparation>.log_prob` and `<preparation>.code_bits`, (n,) each.
+    """
+    with np.load(folder / GOLDEN_FILE) as golden:
+        probe = code_bits(golden["log_prob.image"])
+    with (folder / CALIBRATION_FILE).open("wb") as file:
+        np.savez(file, allow_pickle=False, **({"golden.code_bits": probe} | dict(arrays)))
+    manifest = read_manifest(folder)
+    files = {**manifest.files, CALIBRATION_FILE: sha256_of(folder / CALIBRATION_FILE)}
+    calibration = Calibration(num_images=100, num_ranked=80)
+    write_manifest(folder, manifest.model_copy(update={"calibration": calibration, "files": files}))
