@@ -27,7 +27,7 @@ from service.errors import (
     NotFoundError,
     ProblemError,
 )
-from service.routes import complete, encode, health, interpolate, log_prob, models, sample
+from service.routes import classify, complete, encode, health, interpolate, log_prob, models, sample
 from service.routes.documentation import PROBLEM, Problem
 from service.routes.endpoint import Endpoint, json_bytes, service_of
 from service.service import Service
@@ -81,7 +81,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         },
     )
     app.state.service = service or Service(settings)
-    modules = (sample, complete, interpolate, log_prob, encode, models, health)
+    modules = (sample, complete, interpolate, log_prob, classify, encode, models, health)
     routers = [routes.router for routes in modules]
     for router in routers:
         app.include_router(router)

@@ -33,7 +33,9 @@ FILM_FILE = "film.webp"
 Density = Literal["exact", "bound", "implicit"]
 Role = Literal["generate", "log_prob", "encode"]
 Values = Literal["binary", "8-bit", "continuous"]
-Operation = Literal["sample", "interpolate", "log_prob", "complete", "encode", "reconstruct"]
+Operation = Literal[
+    "sample", "interpolate", "log_prob", "classify", "complete", "encode", "reconstruct"
+]
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -196,6 +198,8 @@ class Manifest(Document):
             operations.append("interpolate")
         if "log_prob" in self.graphs:
             operations.append("log_prob")
+            if self.labels:
+                operations.append("classify")
         if self.ordering is not None:
             operations.append("complete")
         if "encode" in self.graphs:

@@ -146,6 +146,46 @@ class Model:
             _image_rows(images, labels), count_and_finish, timeout_s=timeout_s
         )
 
+    async def log_prob_of_classes(
+        self,
+        images: FloatArray,
+        finish: Callable[[NDArray[np.floating]], T],
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        timeout_s: float,
+    ) -> Outcome[T]:
+        """Score images given each class in turn, by the same importance samples.
+
+        Args:
+            images: Shape (N, C, H, W), as of `log_prob`.
+            finish: Makes the answer of log p(x given y) in nats, (N, K), in a worker thread.
+            num_samples: Importance samples per image and class; bounds only.
+            seed: Of the importance samples.
+            timeout_s: Deadline, queueing included.
+
+        Raises:
+            ProblemError: As the batcher's `submit`.
+        """
+        num_images, num_classes = len(images), len(self.manifest.labels)
+        classes = np.arange(num_classes).repeat(num_images)
+        rows: Rows
+        if self.is_bound:
+            of_one = sample_rows(images, seed, num_samples)
+            rows = {name: np.concatenate([array] * num_classes) for name, array in of_one.items()}
+            rows[LABEL] = classes.repeat(len(of_one[SEED]) // num_images)
+        else:
+            rows = _image_rows(np.concatenate([images] * num_classes), classes)
+
+        def join(outputs: Rows) -> T:
+            if self.is_bound:
+                outputs = combine(outputs, len(classes), num_samples)
+            log_prob = outputs["log_prob"].reshape(num_classes, num_images).T
+            return finish(log_prob)
+
+        graph = self.graphs["log_prob"]
+        return await graph.batcher.submit(rows, join, timeout_s=timeout_s)
+
     async def encode(
         self,
         images: FloatArray,

@@ -49,6 +49,21 @@ def log_sum_exp(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return total
 
 
+def class_probs(log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return p(y given x) by Bayes' rule, for classes that are equally likely beforehand.
+
+    Args:
+        log_prob: log p(x given y) in nats, (N, K).
+
+    Returns:
+        Shape (N, K); NaN where a figure is NaN, or where x is impossible in every class.
+    """
+    exact = log_prob.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        probs: NDArray[np.float64] = np.exp(exact - log_sum_exp(exact)[:, None])
+    return probs
+
+
 def bits_per_dim(log_prob: float, image: Image) -> float:
     """Convert nats per image to bits per dimension: −log_prob / (num_dims · ln 2)."""
     return -log_prob / (image.num_dims * math.log(2))

@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from service.anomaly import AnomalyScore, code_bits
 from service.batcher import Rows
-from service.bounds import rows_per_image
 from service.errors import InvalidRequestError, UnsupportedOperationError
 from service.images import encode_npy
 from service.model import Model
@@ -24,11 +23,11 @@ from service.routes.endpoint import (
     service_of,
     timeout_s,
 )
+from service.routes.estimators import ScoreOptions, check_rows, check_samples, estimator
 from service.routes.labels import class_numbers, require_classes
 from service.routes.negotiation import MEDIA_TYPES, choose_format
 from service.routes.uploads import (
     ImageList,
-    ImageOptions,
     check_binarize,
     decode_upload,
     document_body,
@@ -45,14 +44,9 @@ FORMATS = ("json", "npy")
 Unusual = tuple[list[float], list[float]]
 
 
-class LogProbOptions(ImageOptions):
+class LogProbOptions(ScoreOptions):
     """Which model scores, and how."""
 
-    num_importance_samples: int | None = Field(
-        default=None,
-        ge=1,
-        description="Bounds only: K of the importance-weighted bound; 1, the ELBO, by default.",
-    )
     per_dim: bool = Field(default=False, description="The surprise of every pixel, in nats.")
 
 
@@ -79,7 +73,7 @@ async def create_log_prob(request: Request) -> Response:
     answer_format = choose_format(options.format, request.headers.get("accept"), FORMATS, "json")
     check_binarize(upload)
     _check_options(service, model, options)
-    num_samples = options.num_importance_samples or 1
+    num_samples = options.num_samples
 
     def finish(outputs: Rows) -> bytes:
         if answer_format == "npy":
@@ -95,7 +89,7 @@ async def create_log_prob(request: Request) -> Response:
         if anomaly is not None:
             complexity = await service.workers.run(lambda: code_bits(images))
         if model.is_bound:
-            _check_rows(model, len(images), num_samples)
+            check_rows(model, len(images), num_samples)
         labels = class_numbers(options.labels, model, len(images)) if options.labels else None
         outcome = await model.log_prob(
             images,
@@ -116,35 +110,12 @@ def _check_options(service: Service, model: Model, options: LogProbOptions) -> N
             f"{model.reference} has no conditionals to show per pixel",
             [other.manifest.name for other in newest if other.has_conditionals],
         )
-    _check_samples(service, model, options.num_importance_samples)
+    check_samples(service, model, options.num_importance_samples)
     if options.labels is not None:
         require_classes(service, model)
     elif model.manifest.labels:
         raise InvalidRequestError.of_field(
             "labels", f"{model.reference} scores p(x given label): say of which class"
-        )
-
-
-def _check_samples(service: Service, model: Model, num_samples: int | None) -> None:
-    limit = service.settings.max_importance_samples
-    if num_samples is not None and not model.is_bound:
-        raise InvalidRequestError.of_field(
-            "num_importance_samples", f"{model.reference} is exact: it draws no samples"
-        )
-    if num_samples is not None and num_samples > limit:
-        raise InvalidRequestError.of_field(
-            "num_importance_samples", f"at most {limit}, not {num_samples}"
-        )
-
-
-def _check_rows(model: Model, num_images: int, num_samples: int) -> None:
-    limit = model.graphs["log_prob"].max_queue_rows
-    num_rows = num_images * rows_per_image(num_samples)
-    if num_rows > limit:
-        raise InvalidRequestError.of_field(
-            "num_importance_samples",
-            f"{num_images} images with {num_samples} samples are {num_rows} rows, at most {limit} "
-            "are possible: ask for fewer samples, or send fewer images",
         )
 
 
@@ -156,7 +127,7 @@ def _npy_answer(outputs: Rows, options: LogProbOptions) -> bytes:
 
 def _anomaly_score(model: Model, options: LogProbOptions) -> AnomalyScore | None:
     # Scores of a bound are calibrated for one sample: more of them give another distribution.
-    if model.is_bound and options.num_importance_samples not in {None, 1}:
+    if options.num_samples > 1:
         return None
     if model.manifest.image.values != "binary":
         return model.anomaly.get("none")
@@ -176,7 +147,7 @@ def _json_answer(
     model: Model, options: LogProbOptions, outputs: Rows, unusual: Unusual | None
 ) -> bytes:
     manifest = model.manifest
-    num_samples = options.num_importance_samples or 1
+    num_samples = options.num_samples
     results = [
         result_of(index, float(log_prob), manifest.image)
         for index, log_prob in enumerate(outputs["log_prob"])
@@ -198,16 +169,9 @@ def _json_answer(
             "model": manifest.name,
             "version": manifest.version,
             "density": manifest.density,
-            **_estimator(model, num_samples),
+            **estimator(model, num_samples),
             "num_dims": manifest.image.num_dims,
             "preprocess": {"binarize": (options.binarize or "threshold") if is_binary else None},
             "results": results,
         }
     )
-
-
-def _estimator(model: Model, num_samples: int) -> dict[str, Any]:
-    if not model.is_bound:
-        return {"estimator": "exact"}
-    name = "elbo" if num_samples == 1 else "iwae"
-    return {"estimator": name, "num_importance_samples": num_samples}

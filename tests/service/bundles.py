@@ -188,14 +188,22 @@ ENCODER = DECODER / 2
 POSTERIOR_STD = 1.2
 
 
-def linear_bound() -> str:
+def linear_bound(*, conditional: bool = False) -> str:
     """Return the bound of a linear-Gaussian autoencoder, up to constants.
 
-    p(x|z) = N(z·DECODERᵀ, I), q(z|x) = N(x·ENCODER, POSTERIOR_STD²·I).
+    p(x|z) = N(z·DECODERᵀ, I), q(z|x) = N(x·ENCODER, POSTERIOR_STD²·I); of a conditional one, x is
+    the image less a tenth of the label's number.
     """
     size = HEIGHT * WIDTH
+    row = f"float[N, 1, {HEIGHT}, {WIDTH}] image, float[N, K, {LATENT_DIM}] noise"
+    centred = """
+        number = Cast <to = 1> (label)
+        tenth = Constant <value_float = 0.1> ()
+        scaled = Mul (number, tenth)
+        shift = Unsqueeze (scaled, first)
+        x = Sub (pixels, shift)"""
     return f"""
-    log_prob (float[N, 1, {HEIGHT}, {WIDTH}] image, float[N, K, {LATENT_DIM}] noise)
+    log_prob ({row}{", int64[N] label" if conditional else ""})
             => (float[N] log_prob, float[N, K] log_weight) {{
         flat = Constant <value_ints = [-1, {size}]> ()
         first = Constant <value_ints = [1]> ()
@@ -204,7 +212,8 @@ def linear_bound() -> str:
         std = Constant <value_float = {POSTERIOR_STD}> ()
         encoder = {constant(ENCODER)}
         decoder = {constant(DECODER.T)}
-        x = Reshape (image, flat)
+        pixels = Reshape (image, flat)
+        {centred if conditional else "x = Identity (pixels)"}
         mean = MatMul (x, encoder)
         centre = Unsqueeze (mean, first)
         step = Mul (noise, std)
@@ -224,8 +233,8 @@ def linear_bound() -> str:
         log_weight = Add (halved, entropy)
         log_sum = ReduceLogSumExp <keepdims = 0> (log_weight, first)
         count = Shape <start = 1, end = 2> (noise)
-        number = Cast <to = 1> (count)
-        log_number = Log (number)
+        samples = Cast <to = 1> (count)
+        log_number = Log (samples)
         log_prob = Sub (log_sum, log_number)
     }}"""
 

@@ -66,6 +66,11 @@ def sample(shipped: Served, **body: Any) -> httpx.Response:
     return shipped.client.post("/sample", json=body)
 
 
+def given_class(shipped: Served, name: str) -> dict[str, Any]:
+    """Return the class that a conditional model is asked about; nothing for others."""
+    return {"labels": [3]} if shipped.service.catalog.find(name).manifest.labels else {}
+
+
 def test_every_bundle_is_sound(shipped: Served) -> None:
     assert shipped.service.catalog.broken == {}
     assert answer(shipped.client.get("/readyz"))["status"] == "ready"
@@ -103,7 +108,7 @@ class TestEveryModel:
         pixels = strokes(image_of(shipped, name))
 
         def score(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-            params = {"model": name, "format": "npy"}
+            params = {"model": name, "format": "npy", **given_class(shipped, name)}
             return array(
                 shipped.client.post("/log_prob", content=npy(pixels), params=params, headers=NPY)
             )
@@ -153,14 +158,32 @@ class TestEveryModel:
         images = strokes(image_of(shipped, name)).tolist()
         for number in (1, 100):
             body = {"model": name, "images": images, "num_importance_samples": number}
+            body |= given_class(shipped, name)
             results = answer(shipped.client.post("/log_prob", json=body))["results"]
             bounds.append([result["log_prob"] for result in results])
         assert np.mean(bounds[0]) < np.mean(bounds[1])
 
+    def test_p_values_of_a_calibrated_model_are_spread(self, shipped: Served, name: str) -> None:
+        require(shipped, name, "log_prob")
+        model = shipped.service.catalog.find(name)
+        if not model.anomaly or model.is_bound or not is_large(model.manifest.image):
+            pytest.skip(f"{name} has no p-values of its own images")
+        drawn = array(sample(shipped, model=name, n=100, seed=1, format="npy"))
+        params = {"model": name} | (
+            {"binarize": "stochastic"} if draws_binary(shipped, name) else {}
+        )
+        response = shipped.client.post("/log_prob", content=npy(drawn), params=params, headers=NPY)
+        p_values = [result["p_value"] for result in answer(response)["results"]]
+        # What a model draws is not what it learnt from, but is no stranger to it, either.
+        assert np.median(p_values) > 0.02
+        noise = np.random.default_rng(0).integers(0, 256, drawn.shape, dtype=np.uint8)
+        response = shipped.client.post("/log_prob", content=npy(noise), params=params, headers=NPY)
+        assert max(result["p_value"] for result in answer(response)["results"]) < 0.001
+
     def test_it_reconstructs_its_own_images(self, shipped: Served, name: str) -> None:
         require(shipped, name, "reconstruct")
-        images = array(sample(shipped, model=name, n=20, seed=1, format="npy")).astype(float)
-        params = {"model": name, "format": "npy"}
+        params = {"model": name, "format": "npy", **given_class(shipped, name)}
+        images = array(sample(shipped, n=20, seed=1, **params)).astype(float)
         content = npy(images.astype(np.uint8))
         response = shipped.client.post("/reconstruct", content=content, params=params, headers=NPY)
         errors = np.sqrt(((array(response) - images) ** 2).mean(axis=(1, 2)))
@@ -170,9 +193,7 @@ class TestEveryModel:
     def test_a_walk_meets_its_anchors_and_moves_smoothly(self, shipped: Served, name: str) -> None:
         require(shipped, name, "interpolate")
         anchors = [{"seed": 1}, {"seed": 2}]
-        body: dict[str, Any] = {"model": name, "format": "npy"}
-        if shipped.service.catalog.find(name).manifest.labels:
-            body["labels"] = [3]  # a path is in one class
+        body: dict[str, Any] = {"model": name, "format": "npy", **given_class(shipped, name)}
         walk = {**body, "anchors": anchors, "steps": 33}
         frames = array(shipped.client.post("/interpolate", json=walk)).astype(float)
         for frame, seed in ((frames[0], 1), (frames[-1], 2)):
