@@ -1,4 +1,4 @@
-"""Paths through latent space."""
+"""Paths and squares through latent space."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -99,6 +99,31 @@ def path_through(
     legs = [segment(start, end, num_steps)[:-1] for start, end in pairwise(stops)]
     path = np.concatenate(legs if loop else [*legs, anchors[-1:]])
     return path.astype(np.float32)
+
+
+def square_between(
+    anchors: FloatArray, num_rows: int, num_columns: int, method: Method
+) -> FloatArray:
+    """Fill the square between four latents: down both sides first, then from side to side.
+
+    Args:
+        anchors: Top left, top right, bottom left, bottom right; shape (4, D).
+        num_rows: At least 2.
+        num_columns: At least 2.
+        method: How to walk down and across.
+
+    Returns:
+        Row by row, shape (num_rows · num_columns, D); its corners are exactly the anchors.
+
+    Raises:
+        InvalidRequestError: The method cannot join two of the latents.
+    """
+    segment = _SEGMENTS[method]
+    top_left, top_right, bottom_left, bottom_right = anchors
+    left = segment(top_left, bottom_left, num_rows)
+    right = segment(top_right, bottom_right, num_rows)
+    rows = [segment(start, end, num_columns) for start, end in zip(left, right, strict=True)]
+    return np.concatenate(rows).astype(np.float32)
 
 
 def _angle(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

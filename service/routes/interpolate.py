@@ -1,4 +1,4 @@
-"""POST and GET /interpolate: walks through latent space."""
+"""POST and GET /interpolate: walks through latent space, and squares of it."""
 
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from service.images import (
     enlarge,
     grid,
 )
-from service.latents import Method, path_through
+from service.latents import Method, path_through, square_between
 from service.model import Model
 from service.noise import truncate
 from service.routes.anchors import Anchor, check_anchors, latents_of
@@ -51,9 +51,11 @@ from service.service import Service
 router = APIRouter(route_class=Endpoint, tags=["generate"])
 
 FORMATS = ("json", "png", "gif", "webp", "apng", "npy")
+SQUARE_FORMATS = ("json", "png", "npy")
 MIN_ANCHORS, MAX_ANCHORS = 2, 64
 
 FloatArray = NDArray[np.float32]
+GridSide = Annotated[int, Field(ge=2, le=512)]
 
 
 class Walk(RequestModel):
@@ -65,6 +67,11 @@ class Walk(RequestModel):
         default=None, description="slerp for a normal prior, lerp for a uniform one."
     )
     loop: bool = Field(default=False, description="Walk back to the first anchor.")
+    grid: Annotated[tuple[GridSide, GridSide] | None, CommaSeparated] = Field(
+        default=None,
+        description="Rows and columns of the square between four anchors, instead of a path: top "
+        "left, top right, bottom left, bottom right.",
+    )
     labels: Labels | None = Field(
         default=None,
         description="Name or number of the class that the whole path is in; left out, the class "
@@ -106,7 +113,7 @@ class InterpolateQuery(Walk):
 async def create_interpolation(request: Request, body: InterpolateRequest) -> Response:
     """Show the images along a path; its ends are exactly the anchors' own images."""
     model = service_of(request).find(body.model, "interpolate")
-    answer_format = choose_format(body.format, request.headers.get("accept"), FORMATS, "json")
+    answer_format = _format_of(request, body, "json")
     return await _answer(request, model, body, body.anchors, answer_format)
 
 
@@ -121,7 +128,7 @@ async def show_interpolation(
 ) -> Response:
     """Animate the path between the images of some seeds; cacheable like GET /sample."""
     model = service_of(request).find(query.model, "interpolate")
-    answer_format = choose_format(query.format, request.headers.get("accept"), FORMATS, "webp")
+    answer_format = _format_of(request, query, "png" if query.grid else "webp")
     headers = cache_headers(query, model.manifest, answer_format)
     if is_known_to_client(request, headers):
         return Response(status_code=304, headers=headers)
@@ -136,17 +143,8 @@ async def _answer(
 ) -> Response:
     service = service_of(request)
     method = walk.method or _default_method(model, anchors)
-    num_frames = (len(anchors) - (not walk.loop)) * (walk.steps - 1) + (not walk.loop)
-    if num_frames > service.settings.max_rows:
-        raise InvalidRequestError.of_field(
-            "steps",
-            f"the path has {num_frames} frames, at most {service.settings.max_rows} are possible",
-        )
-    _, height, width = (walk.scale * size for size in model.manifest.image.shape)
-    if answer_format == "png":
-        check_size("png", num_frames * width, height)
-    elif answer_format != "npy":
-        check_size(answer_format, width, height, num_frames)
+    num_frames = _check_frames(service, walk, len(anchors))
+    _check_picture(model, walk, num_frames, answer_format)
     check_anchors(service, model, anchors)
     number = None
     if model.manifest.labels or walk.labels is not None:
@@ -162,7 +160,10 @@ async def _answer(
         latents, outcomes = await latents_of(service, model, anchors, number, limit_s)
         if walk.truncation != 1:  # else every bit stays
             latents = truncate(latents, walk.truncation, model.manifest.noise.prior)
-        path = path_through(latents, walk.steps, method, loop=walk.loop)
+        if walk.grid is None:
+            path = path_through(latents, walk.steps, method, loop=walk.loop)
+        else:
+            path = square_between(latents, *walk.grid, method)
         rows: dict[str, NDArray[Any]] = {"noise": path}
         if number is not None:
             rows[LABEL] = np.full(len(path), number, dtype=np.int64)
@@ -170,6 +171,47 @@ async def _answer(
     timing = server_timing(*outcomes, outcome)
     headers = {"X-Model": model.reference, "Server-Timing": timing}
     return Response(outcome.value, headers=headers, media_type=MEDIA_TYPES[answer_format])
+
+
+def _format_of(request: Request, walk: Walk, default: str) -> str:
+    possible = FORMATS if walk.grid is None else SQUARE_FORMATS
+    return choose_format(walk.format, request.headers.get("accept"), possible, default)
+
+
+def _check_frames(service: Service, walk: Walk, num_anchors: int) -> int:
+    """Return how many frames a path or a square has.
+
+    Raises:
+        InvalidRequestError: They are too many, or a field has no meaning for a square.
+    """
+    if walk.grid is None:
+        num_frames = (num_anchors - (not walk.loop)) * (walk.steps - 1) + (not walk.loop)
+        field, what = "steps", "path"
+    else:
+        if num_anchors != 4:
+            raise InvalidRequestError.of_field(
+                "grid", f"a square has 4 anchors, its corners, not {num_anchors}"
+            )
+        for name in ("steps", "loop", "fps"):
+            if name in walk.model_fields_set:
+                raise InvalidRequestError.of_field(name, "has no meaning for a grid: leave it out")
+        num_frames = walk.grid[0] * walk.grid[1]
+        field, what = "grid", "square"
+    if num_frames > service.settings.max_rows:
+        raise InvalidRequestError.of_field(
+            field,
+            f"the {what} has {num_frames} frames, at most {service.settings.max_rows} are possible",
+        )
+    return num_frames
+
+
+def _check_picture(model: Model, walk: Walk, num_frames: int, answer_format: str) -> None:
+    _, height, width = (walk.scale * size for size in model.manifest.image.shape)
+    if answer_format == "png":
+        columns = num_frames if walk.grid is None else walk.grid[1]
+        check_size("png", columns * width, num_frames // columns * height)
+    elif answer_format != "npy":
+        check_size(answer_format, width, height, num_frames)
 
 
 def _default_method(model: Model, anchors: list[Anchor]) -> Method:
@@ -201,20 +243,28 @@ def _class_of(service: Service, model: Model, walk: Walk, anchors: list[Anchor])
 def _encode(pixels: NDArray[np.uint8], walk: Walk, answer_format: str) -> bytes:
     match answer_format:
         case "npy":
-            return encode_npy(pixels)
+            sides = walk.grid or (len(pixels),)
+            return encode_npy(pixels.reshape(*sides, *pixels.shape[1:]))
         case "png":
-            return encode_picture(enlarge(grid(pixels, len(pixels)), walk.scale), "png")
+            columns = walk.grid[1] if walk.grid else len(pixels)
+            return encode_picture(enlarge(grid(pixels, columns), walk.scale), "png")
     frames = [enlarge(frame, walk.scale) for frame in pixels]
     durations_s = [1 / walk.fps] * len(frames)
     return encode_animation(frames, answer_format, durations_s)  # type: ignore[arg-type]
 
 
+def _place(walk: Walk, position: int, num_frames: int) -> dict[str, Any]:
+    if walk.grid is not None:
+        return {"row": position // walk.grid[1], "column": position % walk.grid[1]}
+    # A loop ends one frame before t = 1, which is t = 0.
+    return {"t": position / (num_frames - (not walk.loop))}
+
+
 def _json_answer(model: Model, walk: Walk, method: Method, made: Rows) -> bytes:
     labels, num_frames = model.manifest.labels, len(made["pixels"])
-    last = num_frames - (not walk.loop)  # a loop ends one frame before t = 1, which is t = 0
     frames: list[dict[str, Any]] = [
-        {
-            "t": position / last,
+        _place(walk, position, num_frames)
+        | {
             "png": encode_base64(encode_picture(enlarge(pixels, walk.scale), "png")),
             "latent": made["noise"][position].tolist(),
         }

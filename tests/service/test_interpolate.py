@@ -175,6 +175,61 @@ class TestFormats:
         assert "batch" in response.headers["server-timing"]
 
 
+class TestSquare:
+    CORNERS = ({"seed": 1}, {"seed": 2}, {"seed": 3, "index": 4}, {"latent": [0.5, -1.0, 2.0]})
+
+    def square(self, client: httpx.Client, **body: Any) -> httpx.Response:
+        return walk(client, anchors=list(self.CORNERS), **({"grid": [3, 4]} | body))
+
+    @pytest.mark.parametrize("model", ["tiny-latent", "tiny-rgb"])
+    def test_corners_are_the_anchors_with_every_pixel(
+        self, client: httpx.Client, model: str
+    ) -> None:
+        pixels = array(self.square(client, model=model, format="npy"))
+        assert pixels.shape[:4] == (3, 4, HEIGHT, WIDTH)
+        for (row, column), anchor in zip(
+            [(0, 0), (0, -1), (-1, 0), (-1, -1)], self.CORNERS, strict=True
+        ):
+            expected = image_of(client, anchor, model=model)
+            np.testing.assert_array_equal(pixels[row, column], expected)
+
+    def test_json_names_row_and_column(self, client: httpx.Client) -> None:
+        frames = answer(self.square(client))["frames"]
+        places = [(frame["row"], frame["column"]) for frame in frames]
+        assert places == [(row, column) for row in range(3) for column in range(4)]
+        pixels = array(self.square(client, format="npy")).reshape(12, HEIGHT, WIDTH)
+        for frame, expected in zip(frames, pixels, strict=True):
+            np.testing.assert_array_equal(pixels_of_base64(frame["png"]), expected)
+
+    def test_png_is_the_square(self, client: httpx.Client) -> None:
+        shown = picture(self.square(client, format="png", scale=2))
+        assert shown.shape == (3 * 2 * HEIGHT, 4 * 2 * WIDTH)
+
+    def test_four_seeds_make_a_picture_for_an_img(self, client: httpx.Client) -> None:
+        params = {"seeds": "1,2,3,4", "grid": "2,3"}
+        shown = picture(client.get("/interpolate", params=params))
+        assert shown.shape == (2 * HEIGHT, 3 * WIDTH)
+
+    def test_it_has_four_corners(self, client: httpx.Client) -> None:
+        invalid(walk(client, grid=[2, 2]), "/grid")
+
+    @pytest.mark.parametrize("sides", [[1, 4], [4], [2, 2, 2], [513, 2], [600, 600], "2,2"])
+    def test_sides_that_are_none_are_refused(self, client: httpx.Client, sides: Any) -> None:
+        problem(self.square(client, grid=sides), "invalid-request", 422)
+
+    def test_it_is_as_large_as_the_server_allows(self, client: httpx.Client) -> None:
+        assert len(answer(self.square(client, grid=[32, 32]))["frames"]) == 1024
+        invalid(self.square(client, grid=[33, 32]), "/grid")
+
+    @pytest.mark.parametrize("field", ["steps", "loop", "fps"])
+    def test_what_has_no_meaning_is_refused(self, client: httpx.Client, field: str) -> None:
+        invalid(self.square(client, **{field: 5 if field != "loop" else True}), f"/{field}")
+
+    @pytest.mark.parametrize("animation", ["gif", "webp", "apng"])
+    def test_it_does_not_move(self, client: httpx.Client, animation: str) -> None:
+        invalid(self.square(client, format=animation), "/format")
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         "anchors", [None, [], [{"seed": 1}], [{"seed": 1}] * 65, "1,2", {"seed": 1}]

@@ -6,7 +6,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from service.errors import InvalidRequestError
-from service.latents import Method, lerp, path_through, slerp, spherical_lerp
+from service.latents import (
+    Method,
+    lerp,
+    path_through,
+    slerp,
+    spherical_lerp,
+    square_between,
+)
 
 METHODS: tuple[Method, ...] = ("slerp", "lerp", "spherical-lerp")
 DIM = 64
@@ -130,3 +137,27 @@ def test_spherical_lerp_keeps_the_standard_normal_distribution() -> None:
         # Seeded; a true draw passes 999 times of 1000.
         assert stats.kstest(point, "norm").pvalue > 1e-3
     assert stats.kstest(lerp(ends[0], ends[1], 5)[2], "norm").pvalue < 1e-3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_sides_of_a_square_are_paths_and_its_corners_the_anchors(method: Method) -> None:
+    corners = anchors(4)
+    square = square_between(corners, 5, 3, method).reshape(5, 3, DIM)
+    np.testing.assert_array_equal(square[[0, 0, -1, -1], [0, -1, 0, -1]], corners)
+    for line, (start, end) in (
+        (square[0], (0, 1)),
+        (square[-1], (2, 3)),
+        (square[:, 0], (0, 2)),
+        (square[:, -1], (1, 3)),
+    ):
+        path = path_through(corners[[start, end]], len(line), method)
+        np.testing.assert_array_equal(line, path)
+
+
+def test_the_middle_of_a_square_lies_where_the_prior_does() -> None:
+    corners = anchors(4)
+    middle = square_between(corners, 3, 3, "slerp").reshape(3, 3, DIM)[1, 1]
+    norms = np.linalg.norm(corners, axis=1)
+    assert norms.min() * 0.95 < np.linalg.norm(middle) < norms.max() * 1.05
+    centre = square_between(corners, 3, 3, "lerp").reshape(3, 3, DIM)[1, 1]
+    np.testing.assert_allclose(centre, corners.mean(axis=0), rtol=1e-5, atol=1e-6)
