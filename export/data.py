@@ -28,6 +28,8 @@ Part = Literal["train", "validation", "test"]
 BINARIZATION_SEEDS: dict[str, int] = {"train": 1, "test": 2}
 # Those of dequantization, where it is fixed.
 _DEQUANTIZATION_SEEDS: dict[str, int] = {"validation": 3, "test": 4}
+# Those of mutation: which pixels, and what they become.
+_MUTATION_SEEDS = (5, 6)
 
 _IDX_IMAGES, _IDX_LABELS = 2051, 2049
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
@@ -216,8 +218,9 @@ def load_split(config: DataConfig) -> Split:
     # Validation takes the fixed draw even where training draws anew.
     fixed_train = binarized(train, config.binarization, "train")
     fixed_test = binarized(test, config.binarization, "test")
+    shown = (train if dynamic else fixed_train)[:num_train]
     return Split(
-        train=cropped((train if dynamic else fixed_train)[:num_train], config.crop),
+        train=cropped(mutated(shown, config.mutation), config.crop),
         validation=_held_out(fixed_train[num_train:], config, "validation"),
         test=_held_out(fixed_test, config, "test"),
         classes=classes,
@@ -313,6 +316,28 @@ def binarized(images: Images, binarization: str, part: Literal["train", "test"])
             uniforms = draw("uniform", seeds, indices, chunk.shape[1:])
             ones[start : start + 1000] = uniforms < chunk / np.float32(255)
     return Images(np.where(ones, np.uint8(255), np.uint8(0)), images.labels)
+
+
+def mutated(images: Images, rate: float) -> Images:
+    """Replace a share of the pixels by grey levels that are drawn evenly, once for all epochs.
+
+    Args:
+        images: What to change.
+        rate: Probability that a value is replaced.
+
+    Source:
+        Ren et al., "Likelihood Ratios for Out-of-Distribution Detection", 2019, arXiv:1906.02845,
+        section 3.
+    """
+    if not rate:
+        return images
+    indices = np.arange(len(images), dtype=np.uint64)
+    shape = images.pixels.shape[1:]
+    replaces, levels = (
+        draw("uniform", np.full_like(indices, seed), indices, shape) for seed in _MUTATION_SEEDS
+    )
+    grey = (256 * levels).astype(np.uint8)
+    return replace(images, pixels=np.where(replaces < rate, grey, images.pixels))
 
 
 def fetch(

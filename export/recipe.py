@@ -39,6 +39,8 @@ class DataConfig(Section):
             that its bits are those of the whole images.
         dequantize: Grey level g becomes a real number, drawn evenly from the 1/256 of [0, 1) that
             belongs to it: anew in every epoch of training, once for validation and test.
+        mutation: Share of the pixels of training images that become any grey level. A model of
+            such images knows the background, what most pictures have in common, and little else.
     """
 
     source: str
@@ -50,11 +52,12 @@ class DataConfig(Section):
     pool: PositiveInt = 1
     crop: PositiveInt | None = None
     dequantize: bool = False
+    mutation: Fraction = 0.0
 
     @model_validator(mode="after")
     def _only_greys_are_dequantized(self) -> Self:
-        if self.dequantize and self.binarization != "none":
-            raise ValueError("dequantize needs binarization: none")
+        if (self.dequantize or self.mutation) and self.binarization != "none":
+            raise ValueError("dequantize and mutation need binarization: none")
         return self
 
     @property

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
+from scipy import stats
 
 from export import data
-from export.data import DataSet, File, Images, binarized, fetch, load_split
+from export.data import DataSet, File, Images, binarized, fetch, load_split, mutated
 from export.recipe import DataConfig
 from export.train import ImageDataset
 
@@ -356,3 +357,28 @@ def test_training_adds_other_noise_in_every_epoch_and_validation_the_same(small:
     (first, _), (second, _) = (validation.__getitems__([(e, 0), (e, 1)]) for e in (0, 1))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(first.numpy(), split.validation.values)
+
+
+def test_mutation_replaces_a_share_of_the_pixels_by_any_grey_level() -> None:
+    images = Images(np.full((400, 1, 8, 8), 100, np.uint8), np.zeros(400, np.int64))
+    pixels = mutated(images, 0.25).pixels
+    changed = pixels[pixels != 100]
+    # Four standard errors; one replacement in 256 keeps its level.
+    assert abs(len(changed) / pixels.size - 0.25 * 255 / 256) < 4 * np.sqrt(0.19 / pixels.size)
+    assert stats.kstest(changed + 0.5, "uniform", args=(0, 256)).pvalue > 1e-3
+    np.testing.assert_array_equal(mutated(images, 0.25).pixels, pixels)
+    assert mutated(images, 0) is images
+
+
+def test_mutation_changes_training_images_alone(small: DataSet) -> None:
+    put(data.data_folder() / "small")
+    config = DataConfig(source=small.name, num_validation=2)
+    plain, changed = load_split(config), load_split(config.model_copy(update={"mutation": 0.5}))
+    assert (plain.train.pixels != changed.train.pixels).any()
+    np.testing.assert_array_equal(plain.validation.pixels, changed.validation.pixels)
+    np.testing.assert_array_equal(plain.test.pixels, changed.test.pixels)
+
+
+def test_bits_are_not_mutated() -> None:
+    with pytest.raises(ValueError, match="mutation need"):
+        DataConfig(source="mnist", binarization="fixed", mutation=0.1)

@@ -102,5 +102,5 @@ def test_the_protocol_names_what_was_done_to_the_images(
 
 
 def test_binary_images_are_not_dequantized() -> None:
-    with pytest.raises(ValueError, match="dequantize needs binarization: none"):
+    with pytest.raises(ValueError, match="dequantize and mutation need binarization: none"):
         read_recipe("nade-mnist", ["data.dequantize=true"])
