@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,3 +46,20 @@ def imports(tree: ast.AST) -> Iterator[str]:
                 yield from (alias.name for alias in names)
             case ast.ImportFrom(module=str(module), level=0):
                 yield module
+
+
+def test_the_runtime_keeps_no_record_of_what_is_loaded(tmp_path: Path) -> None:
+    graph = next((ROOT / "model_store").glob("*/1/generate.onnx"))
+    code = f"""
+from pathlib import Path
+from service.graph import Session
+Session(Path({str(graph)!r}))
+"""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in {"CI", "PYTHONPATH"}
+    }
+    for name in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
+        environment.pop(name, None)
+    environment["HOME"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env=environment)
+    assert list(tmp_path.iterdir()) == []
