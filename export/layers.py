@@ -43,6 +43,21 @@ def logit(probs: Tensor) -> Tensor:
     return torch.log(probs) - torch.log1p(-probs)
 
 
+def mean_pixel_logits(images: Tensor) -> Tensor:
+    """Return the logits of the mean image: the biases of the independent model.
+
+    A pixel that is never on gets the probability 10⁻⁴, since its logit would be −∞.
+
+    Args:
+        images: Shape (N, C, H, W), uint8.
+
+    Returns:
+        Shape (D,), D = C·H·W.
+    """
+    mean = images.flatten(1).float().mean(dim=0) / 255
+    return logit(mean.clamp(1e-4, 1 - 1e-4))
+
+
 def thresholds(
     noise: Tensor,
     temperature: Tensor,

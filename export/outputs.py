@@ -8,7 +8,7 @@ from export.layers import (
     ROW_MULTIPLE,
     bernoulli_log_prob,
     cut_rows,
-    logit,
+    mean_pixel_logits,
     pad_rows,
     score_binary,
     thresholds,
@@ -37,9 +37,8 @@ class BinaryPixels(nn.Module):
 
     def initialize(self, images: Tensor) -> None:
         """Set the biases to the logits of the mean image of (N, C, H, W), uint8."""
-        mean = images.flatten(1).float().mean(dim=0) / 255
         with torch.no_grad():
-            self.bias.copy_(logit(mean.clamp(1e-4, 1 - 1e-4)))
+            self.bias.copy_(mean_pixel_logits(images))
 
     def values(self, images: Tensor) -> Tensor:
         """Return what the network sees, (N, C, H, W) -> (C, H, W, N)."""

@@ -57,7 +57,25 @@ class Ledger:
         return numbers
 
 
-class Counter:
+class Tally:
+    """What is counted per combination of labels.
+
+    Args:
+        ledger: Where the numbers are.
+        name: Prometheus' name.
+        documentation: What is counted.
+        labels: Names of the labels.
+    """
+
+    def __init__(
+        self, ledger: Ledger, name: str, documentation: str, labels: Sequence[str]
+    ) -> None:
+        self._ledger = ledger
+        self._about = (name, documentation, labels)
+        self._series: dict[tuple[str, ...], int] = {}
+
+
+class Counter(Tally):
     """Counts per combination of labels; combinations are opened before they are counted.
 
     Args:
@@ -77,10 +95,8 @@ class Counter:
         *,
         shows_zero: bool = False,
     ) -> None:
-        self._ledger = ledger
-        self._about = (name, documentation, labels)
+        super().__init__(ledger, name, documentation, labels)
         self._shows_zero = shows_zero
-        self._series: dict[tuple[str, ...], int] = {}
 
     def open(self, combinations: Iterable[tuple[str, ...]]) -> None:
         """Prepare to count these combinations of labels."""
@@ -107,7 +123,7 @@ class Counter:
         yield family
 
 
-class Histogram:
+class Histogram(Tally):
     """Distributions per combination of labels.
 
     Args:
@@ -126,10 +142,8 @@ class Histogram:
         labels: Sequence[str],
         bounds: Sequence[float],
     ) -> None:
-        self._ledger = ledger
-        self._about = (name, documentation, labels)
+        super().__init__(ledger, name, documentation, labels)
         self._bounds = bounds
-        self._series: dict[tuple[str, ...], int] = {}
 
     def open(self, labels: tuple[str, ...]) -> int:
         """Prepare to observe a combination of labels; returns what `observe` wants."""

@@ -13,7 +13,7 @@ from export.layers import (
     at_least_two,
     bernoulli_log_prob,
     log_mean_exp,
-    logit,
+    mean_pixel_logits,
     scan,
     score_binary,
     thresholds,
@@ -87,9 +87,8 @@ class Model(GenerativeModel):
 
     def initialize(self, images: Tensor) -> None:
         """Start as the independent model: V is 0, b holds the logits of the mean image."""
-        mean = images.flatten(1).float().mean(dim=0) / 255
         with torch.no_grad():
-            self.b.copy_(logit(mean.clamp(1e-4, 1 - 1e-4)))
+            self.b.copy_(mean_pixel_logits(images))
 
     def logits(self, values: Tensor, mask: Tensor) -> Tensor:
         """Predict all pixels from those that the mask lets through, (N, D), (N, D) -> (N, D)."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from export.layers import bernoulli_log_prob, logit, scan, score_binary, thresholds
+from export.layers import bernoulli_log_prob, mean_pixel_logits, scan, score_binary, thresholds
 from export.model import FamilyConfig, GenerativeModel
 from service.manifest import Noise, Role
 
@@ -49,7 +49,7 @@ class Model(GenerativeModel):
         """Start as the independent model, and remember the mean image."""
         self.mean.copy_(images.flatten(1).float().mean(dim=0) / 255)
         with torch.no_grad():
-            self.b.copy_(logit(self.mean.clamp(1e-4, 1 - 1e-4)))
+            self.b.copy_(mean_pixel_logits(images))
 
     def weights(self) -> Tensor:
         """Return W with zeros on and above the diagonal, (D, D)."""

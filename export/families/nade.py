@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from export.layers import bernoulli_log_prob, logit, scan, score_binary, thresholds
+from export.layers import bernoulli_log_prob, mean_pixel_logits, scan, score_binary, thresholds
 from export.model import FamilyConfig, GenerativeModel
 from service.manifest import Noise, Role
 
@@ -54,9 +54,8 @@ class Model(GenerativeModel):
 
     def initialize(self, images: Tensor) -> None:
         """Start as the independent model: V_d·h_d + b_d is the logit of the mean pixel at h = ½."""
-        mean = images.flatten(1).float().mean(dim=0) / 255
         with torch.no_grad():
-            self.b.copy_(logit(mean.clamp(1e-4, 1 - 1e-4)) - self.V.sum(dim=1) / 2)
+            self.b.copy_(mean_pixel_logits(images) - self.V.sum(dim=1) / 2)
 
     def log_prob(self, images: Tensor) -> Tensor:
         """Return log p(x) in nats, (N, C, H, W) -> (N,)."""

@@ -8,7 +8,7 @@ from torch.nn import functional
 from export.layers import (
     at_least_two,
     bernoulli_log_prob,
-    logit,
+    mean_pixel_logits,
     scan,
     score_binary,
     thresholds,
@@ -73,9 +73,8 @@ class Model(GenerativeModel):
 
     def initialize(self, images: Tensor) -> None:
         """Start as the independent model: u and v are 0, b holds the logits of the mean image."""
-        mean = images.flatten(1).float().mean(dim=0) / 255
         with torch.no_grad():
-            self.b.copy_(logit(mean.clamp(1e-4, 1 - 1e-4)))
+            self.b.copy_(mean_pixel_logits(images))
 
     def log_prob(self, images: Tensor) -> Tensor:
         """Return log p(x) in nats, (N, C, H, W) -> (N,)."""
