@@ -10,7 +10,7 @@ import pytest
 
 from tests.service.process import REPOSITORY, running
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 SNIPPETS = [
     pytest.param(code, id=f"{page.relative_to(REPOSITORY)}-{number}")
     for page in PAGES
