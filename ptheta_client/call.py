@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 
 from ptheta_client.images import Upload
 
 T = TypeVar("T")
-LabelsInput = int | str | Sequence[int | str]
+LabelsInput = int | str | Sequence[int | str] | NDArray[np.integer[Any]]
 """Names or numbers of classes: one for all images, or one for each."""
 
 _LARGEST_EXACT_INTEGER = 2**53
@@ -67,6 +69,13 @@ class Call(Generic[T]):
         return {"params": texts, "content": self.npy, "headers": headers}
 
 
+def labels_field(labels: LabelsInput | None) -> Any:
+    """Return labels as requests carry them."""
+    if labels is None or isinstance(labels, int | str | np.integer):
+        return labels
+    return [label if isinstance(label, str) else int(label) for label in labels]
+
+
 def upload_call(
     path: str,
     upload: Upload,
@@ -81,6 +90,8 @@ def upload_call(
 
 def as_json(value: Any) -> Any:
     """Return a field's value as JSON carries it."""
+    if isinstance(value, np.integer):
+        value = int(value)
     # Proxies and gateways in other languages lose integers above 2⁵³; text they leave alone.
     if isinstance(value, int) and value > _LARGEST_EXACT_INTEGER:
         return str(value)

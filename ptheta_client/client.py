@@ -138,7 +138,7 @@ class Client(Operations):
 
 
 class AsyncClient(Operations):
-    """A client whose answers are awaited, with asyncio or trio; arguments as of `Client`."""
+    """A client whose answers are awaited; arguments as of `Client`. Tasks may share it."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from ptheta_client.answers import read_samples, read_walk
-from ptheta_client.call import Call, LabelsInput, as_json
+from ptheta_client.call import Call, LabelsInput, as_json, labels_field
 from ptheta_client.images import encode_base64, picture_file
 from ptheta_client.results import Samples, Walk
 
@@ -178,7 +178,7 @@ def _drawing(
         "n": n,
         "seed": seed,
         "first_index": first_index,
-        "labels": labels,
+        "labels": labels_field(labels),
         "temperature": temperature,
     }
 
@@ -200,7 +200,7 @@ def _walking(
         "method": method,
         "loop": loop,
         "grid": grid,
-        "labels": labels,
+        "labels": labels_field(labels),
         "truncation": truncation,
     }
 

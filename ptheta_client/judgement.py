@@ -8,7 +8,7 @@ from ptheta_client.answers import (
     read_latents,
     read_scores,
 )
-from ptheta_client.call import Call, LabelsInput, upload_call
+from ptheta_client.call import Call, LabelsInput, labels_field, upload_call
 from ptheta_client.images import ImageInput, upload_of
 from ptheta_client.results import Classifications, Images, Latents, Scores
 
@@ -111,7 +111,7 @@ def _options(
 ) -> dict[str, Any]:
     return {
         "model": model,
-        "labels": labels,
+        "labels": labels_field(labels),
         "binarize": binarize,
         "seed": seed,
         "resize": resize,

@@ -1,7 +1,9 @@
 """Every method against a real server process, by both clients."""
 
+import asyncio
 import io
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from ptheta_client import InvalidRequestError, PayloadTooLargeError
+from ptheta_client import AsyncClient, Client, InvalidRequestError, PayloadTooLargeError
 from ptheta_client.client import Operations
 from tests.client.conftest import CLASSES, Connect, Play
 from tests.client.loopback import Step
@@ -95,6 +97,39 @@ def test_options_reach_the_server(client: Any) -> None:
     labelled = client.sample("tiny-class", labels=["Bag", 2], seed=1)
     assert labelled.labels == ("Bag", "Boot")
     assert client.sample("tiny-class", labels="Coat", n=2).labels == ("Coat", "Coat")
+
+
+def test_numbers_of_numpy_are_numbers(client: Any) -> None:
+    made = client.sample(
+        "tiny-class", seed=np.uint64(2**63), n=np.int64(2), labels=np.array([2, 0])
+    )
+    assert made.labels == ("Boot", "Coat")
+    assert made.seed == 2**63
+    images = np.full((2, *SHAPE), 255, np.uint8)
+    scores = client.log_prob(images, "tiny-class", labels=np.array([2, 0]))
+    assert scores.log_prob.tolist() == [-64, 0]
+
+
+def test_threads_and_tasks_may_share_a_client(url: str) -> None:
+    seeds = range(12)
+    with Client(url) as client, ThreadPoolExecutor(len(seeds)) as pool:
+        of_threads = [made.images for made in pool.map(lambda i: client.sample(seed=i), seeds)]
+
+    async def gather() -> list[Any]:
+        async with AsyncClient(url) as client:
+            made = await asyncio.gather(*(client.sample(seed=seed) for seed in seeds))
+        return [each.images for each in made]
+
+    of_tasks = asyncio.run(gather())
+    with Client(url) as client:
+        alone = [client.sample(seed=seed).images for seed in seeds]
+    assert np.array_equal(of_threads, alone)
+    assert np.array_equal(of_tasks, alone)
+
+
+def test_a_name_that_a_query_would_cut_is_refused(client: Any) -> None:
+    with pytest.raises(ValueError, match="comma"):
+        client.log_prob(rows(2), "tiny-class", labels=["Coat, red", "Bag"])
 
 
 def test_a_sheet_comes_as_a_file(client: Any) -> None:
