@@ -25,7 +25,7 @@ export PIP_NO_INPUT := 1
 
 .PHONY: help
 help: ## List the tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: serve
 serve: $(SERVICE)/.installed ## Serve model_store/ at PTHETA_HOST:PTHETA_PORT (127.0.0.1:8000)
@@ -41,6 +41,10 @@ test-service: $(TEST)/.installed # without torch
 .PHONY: test-export
 test-export: $(DEV)/.installed
 	$(DEV)/bin/python -m pytest tests/export
+
+.PHONY: test-embedding
+test-embedding: $(TEST)/.browser docs/embedding/node_modules ## Run bundles in Node and Chromium
+	$(TEST)/bin/python -m pytest tests/embedding
 
 .PHONY: check
 check: $(DEV)/.installed ## Check lint, format and types
@@ -113,6 +117,16 @@ $(SERVICE)/.installed: requirements.lock
 $(TEST)/.installed: requirements.lock pyproject.toml
 	$(call environment,the service and its tests)
 	$(call install_extra,test)
+
+$(TEST)/.browser: $(TEST)/.installed
+	@echo "Installing $(@D): what drives a browser"
+	$(call install_extra,browser)
+
+docs/embedding/node_modules: docs/embedding/package-lock.json
+	@command -v npm > /dev/null || { echo "npm is missing: install it" \
+		"(Debian, Ubuntu: apt-get install nodejs npm)" >&2; exit 1; }
+	npm --prefix $(@D) ci --no-audit --no-fund
+	@touch $@
 
 $(BENCH)/.installed: requirements.lock pyproject.toml
 	$(call environment,the service and what draws plots)

@@ -1,18 +1,24 @@
-"""The service runs without torch and without the offline code."""
+"""The service runs without torch and the offline code, the client without either."""
 
 import ast
 import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 OFFLINE = {"export", "lightning", "onnx", "onnxscript", "torch"}
 MODULES = sorted((ROOT / "service").rglob("*.py"))
+CLIENT = sorted((ROOT / "ptheta_client").rglob("*.py"))
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+    "optional-dependencies"
+]
 
 
 def test_a_started_service_has_loaded_nothing_offline() -> None:
@@ -37,6 +43,20 @@ def test_no_module_of_the_service_names_offline_code(path: Path) -> None:
     # Also imports in functions and behind `TYPE_CHECKING`, which a start does not reach.
     imported = {name.partition(".")[0] for name in imports(ast.parse(path.read_bytes()))}
     assert not imported & OFFLINE
+
+
+@pytest.mark.parametrize("path", CLIENT, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_client_needs_its_own_extra_alone(path: Path) -> None:
+    wanted = {Requirement(each).name for each in EXTRAS["client"]}
+    modules = {"PIL" if name == "pillow" else name for name in wanted} | sys.stdlib_module_names
+    imported = {name.partition(".")[0] for name in imports(ast.parse(path.read_bytes()))}
+    assert imported <= modules | {"ptheta_client"}
+
+
+def test_the_service_does_without_the_client() -> None:
+    wanted = {Requirement(each).name for each in EXTRAS["core"]}
+    assert "httpx" not in wanted
+    assert not any("ptheta_client" in path.read_text(encoding="utf-8") for path in MODULES)
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

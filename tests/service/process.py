@@ -23,10 +23,12 @@ class Process:
     def __init__(self, store: Path, **settings: object) -> None:
         named = {"model_store": store, "port": 0, "processes": 1, "num_threads": 1} | settings
         variables = {f"PTHETA_{name.upper()}": str(value) for name, value in named.items()}
+        # Without the developer's own settings.
+        others = {name: os.environ[name] for name in os.environ if not name.startswith("PTHETA_")}
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "service"],
             cwd=REPOSITORY,
-            env=os.environ | variables,
+            env=others | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -78,3 +80,15 @@ class Process:
         """Return the ids of its child processes."""
         path = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
+
+
+@contextmanager
+def running(store: Path, **settings: object) -> Iterator[str]:
+    """Run a server until the end of the block, and return its address once it is ready."""
+    process = Process(store, drain_window_s=0, **settings)
+    try:
+        with process.ready_client() as client:
+            yield str(client.base_url)
+    finally:
+        process.popen.kill()
+        process.wait()
