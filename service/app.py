@@ -251,7 +251,7 @@ if hasattr(os, "register_at_fork"):
 async def _render_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
     service_of(request).metrics.on_refusal(error.slug)
-    is_openai = request.url.path.startswith(openai_images.PREFIX)
+    is_openai = request.scope["path"].startswith(openai_images.PREFIX)
     content: dict[str, Any] = {
         "type": error.slug,
         "title": error.title,
