@@ -38,6 +38,7 @@ from service.routes import (
     models_v2,
     openai_images,
     sample,
+    server_v2,
 )
 from service.routes.documentation import PROBLEM, Problem
 from service.routes.endpoint import Endpoint, json_bytes, service_of
@@ -95,7 +96,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     app.state.service = service or Service(settings)
     modules = (
         *(sample, complete, interpolate, log_prob, encode, models, health),
-        *(openai_images, inference_v2, models_v2),
+        *(openai_images, inference_v2, models_v2, server_v2),  # the last refuses what is left
     )
     routers = [routes.router for routes in modules]
     for router in routers:

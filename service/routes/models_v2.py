@@ -1,21 +1,18 @@
-"""GET /v2/…: health, metadata, configuration and statistics by the Open Inference Protocol."""
+"""GET /v2/models/…: tensors, limits and statistics of graphs, by the Open Inference Protocol."""
 
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import __version__
 from service.catalog import Catalog
-from service.errors import NotFoundError, UnknownModelError
+from service.errors import UnknownModelError
 from service.manifest import Role
 from service.metrics import GraphTotals
 from service.model import Model
 from service.routes.documentation import answers
 from service.routes.endpoint import Endpoint, json_bytes, service_of
-from service.routes.fields import RequestModel
 from service.routes.negotiation import MEDIA_TYPES
 from service.routes.tensors_v2 import DATATYPES
 from service.service import Service
@@ -25,17 +22,8 @@ from service.tensors import VARIABLE, Tensor, inputs_of, outputs_of
 
 router = APIRouter(route_class=Endpoint, tags=["open inference protocol"])
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
-
 _JSON = {"application/json": {"schema": {"type": "object"}}}
-_LIST = {"application/json": {"schema": {"type": "array"}}}
 _NOTHING = Total(0, 0.0, 0.0)
-
-
-class IndexRequest(RequestModel):
-    """Which models to list."""
-
-    ready: bool = Field(default=False, description="Only those that can be asked.")
 
 
 def name_of(model: Model, role: Role) -> str:
@@ -69,31 +57,9 @@ def find_graph(service: Service, name: str, version: str | None) -> tuple[Model,
     raise UnknownModelError(shown, _graph_names(service.catalog))
 
 
-@router.get("/v2/", response_class=Response, include_in_schema=False)
-@router.get("/v2", response_class=Response, responses=answers(_JSON), summary="Describe the server")
-async def show_server(request: Request) -> Response:
-    """Tell the server's name, version and extensions."""
-    return _json({"name": "ptheta", "version": __version__, "extensions": EXTENSIONS})
-
-
-@router.get("/v2/health/live", response_class=Response, responses=answers(_JSON), summary="Alive?")
-async def show_live(request: Request) -> Response:
-    """Answer as long as the process can."""
-    return _json({"live": True})
-
-
-@router.get(
-    "/v2/health/ready",
-    response_class=Response,
-    responses=answers(_JSON) | {503: {"description": "Not ready; says why.", "content": _JSON}},
-    summary="Ready for traffic?",
-)
-async def show_ready(request: Request) -> Response:
-    """Answer 200 where `/readyz` does."""
-    reason = service_of(request).unreadiness()
-    if reason is None:
-        return _json({"ready": True, "live": True})
-    return _json({"ready": False, "live": True, "error": reason}, status=503)
+def json_answer(content: Any, status: int = 200) -> Response:
+    """Answer with JSON."""
+    return Response(json_bytes(content), status_code=status, media_type=MEDIA_TYPES["json"])
 
 
 @router.get(
@@ -107,7 +73,7 @@ async def list_statistics(request: Request) -> Response:
     service = service_of(request)
     service.require_serving()
     models = service.catalog.models()
-    return _json({"model_stats": [_statistics(m, role) for m in models for role in m.graphs]})
+    return json_answer({"model_stats": [_statistics(m, role) for m in models for role in m.graphs]})
 
 
 @router.get(
@@ -185,7 +151,7 @@ async def show_version_config(request: Request, name: str, version: str) -> Resp
 async def show_statistics(request: Request, name: str) -> Response:
     """Tell what all processes have done with the newest version of a graph."""
     model, role = find_graph(service_of(request), name, None)
-    return _json({"model_stats": [_statistics(model, role)]})
+    return json_answer({"model_stats": [_statistics(model, role)]})
 
 
 @router.get(
@@ -197,50 +163,7 @@ async def show_statistics(request: Request, name: str) -> Response:
 async def show_version_statistics(request: Request, name: str, version: str) -> Response:
     """Tell what all processes have done with one version of a graph."""
     model, role = find_graph(service_of(request), name, version)
-    return _json({"model_stats": [_statistics(model, role)]})
-
-
-@router.post(
-    "/v2/repository/index",
-    response_class=Response,
-    responses=answers(_LIST, 400, 415, 422, 503),
-    summary="List all graphs",
-)
-async def list_graphs(request: Request, body: IndexRequest) -> Response:
-    """List all graphs of all versions, and the bundles that are broken."""
-    service = service_of(request)
-    service.require_serving()
-    listed = [
-        {
-            "name": name_of(model, role),
-            "version": str(model.manifest.version),
-            "state": "READY",
-            "reason": "",
-        }
-        for model in service.catalog.models()
-        for role in model.graphs
-    ]
-    if not body.ready:
-        for reference, reason in service.catalog.broken.items():
-            name, _, version = reference.partition("@")
-            # Which graphs it would have had is not known.
-            listed.append(
-                {"name": name, "version": version, "state": "UNAVAILABLE", "reason": reason}
-            )
-    return _json(listed)
-
-
-@router.api_route("/v2/{path:path}", methods=["GET", "POST"], include_in_schema=False)
-async def refuse(request: Request, path: str) -> Response:
-    """Refuse what other servers of the protocol offer and this one does not."""
-    if path.startswith("repository/models/"):
-        raise NotFoundError(
-            "models are not loaded or unloaded over HTTP: publish to the model store and restart"
-        )
-    raise NotFoundError(
-        f"/v2/{path[:200]} is not offered, or not with {request.method}; the extensions that are: "
-        f"{', '.join(EXTENSIONS)}; see /docs"
-    )
+    return json_answer({"model_stats": [_statistics(model, role)]})
 
 
 def _graph_names(catalog: Catalog) -> list[str]:
@@ -249,7 +172,7 @@ def _graph_names(catalog: Catalog) -> list[str]:
 
 def _ready(service: Service, name: str, version: str | None) -> Response:
     find_graph(service, name, version)
-    return _json({"name": name, "ready": True})
+    return json_answer({"name": name, "ready": True})
 
 
 def _metadata(service: Service, name: str, version: str | None) -> Response:
@@ -266,7 +189,7 @@ def _metadata(service: Service, name: str, version: str | None) -> Response:
         ]
 
     versions = service.catalog.versions(model.manifest.name)
-    return _json(
+    return json_answer(
         {
             "name": name,
             "versions": [str(number) for number in versions],
@@ -291,7 +214,7 @@ def _config(service: Service, name: str, version: str | None) -> Response:
         }
 
     inputs = inputs_of(model, role).values()
-    return _json(
+    return json_answer(
         {
             "name": name,
             "platform": "onnxruntime_onnx",
@@ -348,7 +271,3 @@ def _statistics(model: Model, role: Role) -> dict[str, Any]:
         },
         "batch_stats": [],
     }
-
-
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(json_bytes(content), status_code=status, media_type=MEDIA_TYPES["json"])
