@@ -27,9 +27,23 @@ from service.errors import (
     NotFoundError,
     ProblemError,
 )
-from service.routes import classify, complete, encode, health, interpolate, log_prob, models, sample
+from service.routes import (
+    classify,
+    complete,
+    encode,
+    health,
+    inference_v2,
+    interpolate,
+    log_prob,
+    models,
+    models_v2,
+    openai_images,
+    sample,
+    server_v2,
+)
 from service.routes.documentation import PROBLEM, Problem
 from service.routes.endpoint import Endpoint, json_bytes, service_of
+from service.routes.tensors_v2 import InferRequest
 from service.service import Service
 from service.settings import Settings
 
@@ -81,7 +95,10 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         },
     )
     app.state.service = service or Service(settings)
-    modules = (sample, complete, interpolate, log_prob, classify, encode, models, health)
+    modules = (
+        *(sample, complete, interpolate, log_prob, classify, encode, models, health),
+        *(openai_images, inference_v2, models_v2, server_v2),  # the last refuses what is left
+    )
     routers = [routes.router for routes in modules]
     for router in routers:
         app.include_router(router)
@@ -236,12 +253,13 @@ if hasattr(os, "register_at_fork"):
 async def _render_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
     service_of(request).metrics.on_refusal(error.slug)
+    is_openai = request.scope["path"].startswith(openai_images.PREFIX)
     content: dict[str, Any] = {
         "type": error.slug,
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
-        "error": error.detail,
+        "error": openai_images.describe_error(error) if is_openai else error.detail,
         "request_id": request.scope["state"]["request_id"],
         **error.extensions,
     }
@@ -280,9 +298,10 @@ def _document_problem(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = generate()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(schema.pop("$defs", {}))
-        schemas["Problem"] = schema
+        for model in (Problem, InferRequest):  # what FastAPI does not see in any signature
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         # FastAPI adds its own 422 to every operation with parameters that documents none.

@@ -70,6 +70,12 @@ class Observer(Protocol):
     def on_cancelled(self, num_queued: int, num_running: int) -> None:
         """Rows lost their caller, in the queue and in runs."""
 
+    def on_answer(self, queue_seconds: float, run_seconds: float) -> None:
+        """A call has its answer."""
+
+    def on_failure(self, seconds: float) -> None:
+        """A call ends without an answer, whoever's fault it is."""
+
 
 class StoppedError(Exception):
     """The run ended early because nobody waits for it any more."""
@@ -215,13 +221,19 @@ class Batcher:
         self.num_queued_rows += num_rows
         self._workers.enter()
         self._ask()
+        outcome = None
         try:
-            return await ticket.future
+            outcome = await ticket.future
+            return outcome
         finally:
             timer.cancel()
             self._workers.leave()
             if ticket.future.cancelled():
                 self._abandon(ticket)
+            if self._observer and outcome is not None:
+                self._observer.on_answer(outcome.queue_s, outcome.run_s)
+            elif self._observer:
+                self._observer.on_failure(time.monotonic() - ticket.queued_at)
 
     def admit(self, num_rows: int) -> None:
         """Refuse rows that the queue has no room for; cheap, so it can come before any decoding.

@@ -59,6 +59,10 @@ class Session:
             logger.warning("%s runs on %s: %s could not start", path, used, wanted)
         self.inputs = [tensor.name for tensor in self._session.get_inputs()]
         self.outputs = [tensor.name for tensor in self._session.get_outputs()]
+        self.output_types = {
+            tensor.name: (tensor.type, tuple(tensor.shape))
+            for tensor in self._session.get_outputs()
+        }
 
     def run(self, inputs: Rows, stop: Stop | None = None) -> dict[str, NDArray[Any]]:
         """Run one batch.

@@ -95,7 +95,17 @@ def enlarge(pixels: UInt8Array, scale: int) -> UInt8Array:
     return pixels if scale == 1 else pixels.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def check_size(answer_format: str, width: int, height: int, num_pictures: int = 1) -> None:
+def resize_nearest(pixels: UInt8Array, width: int, height: int) -> UInt8Array:
+    """Enlarge a picture, (H, W) or (H, W, 3), by repeating its pixels, as evenly as can be."""
+    rows = np.arange(height) * pixels.shape[0] // height
+    columns = np.arange(width) * pixels.shape[1] // width
+    resized: UInt8Array = pixels[rows[:, None], columns]
+    return resized
+
+
+def check_size(
+    answer_format: str, width: int, height: int, num_pictures: int = 1, *, field: str = "scale"
+) -> None:
     """Refuse pictures that nobody should ask for, before they are made.
 
     Args:
@@ -103,6 +113,7 @@ def check_size(answer_format: str, width: int, height: int, num_pictures: int = 
         width: Of each, in pixels.
         height: Of each, in pixels.
         num_pictures: How many pictures, or frames of an animation.
+        field: What to blame.
 
     Raises:
         InvalidRequestError: There are too many pixels, or the format cannot hold them.
@@ -111,10 +122,10 @@ def check_size(answer_format: str, width: int, height: int, num_pictures: int = 
     if max(width, height) > side or width * height * num_pictures > MAX_PICTURE_PIXELS:
         count = f"{num_pictures} pictures" if num_pictures > 1 else "a picture"
         raise InvalidRequestError.of_field(
-            "scale",
+            field,
             f"{count} of {width}×{height} pixels would be too large: {MAX_PICTURE_PIXELS} pixels "
-            f"and sides of {side} are possible as {answer_format}; lower the scale, or ask for "
-            "fewer images or columns, or for npy",
+            f"and sides of {side} are possible as {answer_format}; lower the {field}, or ask for "
+            + ("fewer images or columns, or for npy" if field == "scale" else "fewer images"),
         )
 
 

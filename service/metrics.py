@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -10,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from service.errors import all_problems
 from service.manifest import Manifest, Role
-from service.tally import Counter, Histogram, Ledger
+from service.tally import Counter, Histogram, Ledger, Stopwatch, Total
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -19,6 +20,27 @@ _STAGES = ("queued", "running")
 # What is answered beside these is counted as "other".
 _STATUSES = sorted({200, 304, 307, 499} | {problem.status for problem in all_problems()})
 _OTHER = "other"
+
+
+@dataclass(frozen=True)
+class GraphTotals:
+    """What all processes have done with one graph.
+
+    Attributes:
+        success: Calls that were answered, from their arrival to their answer.
+        fail: Calls that were taken in and not answered.
+        queue: Waits of the answered calls until their first run.
+        compute: Runs of the answered calls, noise and answers included.
+        num_rows: Rows that were run.
+        num_runs: Runs.
+    """
+
+    success: Total
+    fail: Total
+    queue: Total
+    compute: Total
+    num_rows: int
+    num_runs: int
 
 
 class Queue(Protocol):
@@ -38,7 +60,7 @@ class Metrics(Collector):
     """
 
     def __init__(self, num_processes: int = 1) -> None:
-        self._ledger = ledger = Ledger(num_processes)
+        self.ledger = ledger = Ledger(num_processes)
         graph = ("model", "graph")
         self._requests = Counter(
             ledger, "ptheta_requests", "Requests answered.", ("method", "route", "status")
@@ -103,7 +125,7 @@ class Metrics(Collector):
         Args:
             position: Which, from 0.
         """
-        self._ledger.take_place(position)
+        self.ledger.take_place(position)
 
     def add_route(self, method: str, route: str) -> None:
         """Prepare to count the requests of a route."""
@@ -119,7 +141,7 @@ class Metrics(Collector):
         """Begin to tell of a model."""
         self._models.append(manifest)
         for role, queue in queues:
-            self._queues.append(((manifest.reference, role), self._ledger.open(1), queue))
+            self._queues.append(((manifest.reference, role), self.ledger.open(1), queue))
 
     def add_broken(self, reference: str) -> None:
         """Begin to tell of a bundle that is not served."""
@@ -139,14 +161,14 @@ class Metrics(Collector):
 
     def share_calls(self, num_calls: float) -> float:
         """Tell all processes how many calls this one has under way; returns their mean."""
-        self._ledger.own[self._calls] = num_calls
-        calls = self._ledger.by_process(self._calls)
+        self.ledger.own[self._calls] = num_calls
+        calls = self.ledger.by_process(self._calls)
         return sum(calls) / len(calls)
 
     def refresh(self) -> None:
         """Read the queues; called a few times a second, so that nothing is on the hot path."""
         for _, position, queue in self._queues:
-            self._ledger.own[position] = queue.num_queued_rows
+            self.ledger.own[position] = queue.num_queued_rows
 
     def render(self, *, is_ready: bool) -> bytes:
         """Return everything in Prometheus' text format.
@@ -177,7 +199,7 @@ class Metrics(Collector):
         )
         rows = GaugeMetricFamily("ptheta_queue_rows", "Rows that wait.", labels=("model", "graph"))
         for labels, position, _ in self._queues:
-            rows.add_metric(labels, self._ledger.sum(position)[0])
+            rows.add_metric(labels, self.ledger.sum(position)[0])
         yield rows
         info = InfoMetricFamily("ptheta_model", "Models that are served.", labels=("model",))
         state = GaugeMetricFamily("ptheta_model_ready", "1 served, 0 broken.", labels=("model",))
@@ -208,7 +230,24 @@ class GraphMetrics:
         self._queue_seconds = metrics.queue_seconds.open(labels)
         metrics.cancelled_rows.open((*labels, stage) for stage in _STAGES)
         metrics.non_finite_rows.open([labels])
+        self._queued = Stopwatch(metrics.ledger)
+        self._computed = Stopwatch(metrics.ledger)
+        self._failed = Stopwatch(metrics.ledger)
         self._lock = threading.Lock()
+
+    @property
+    def totals(self) -> GraphTotals:
+        """What has happened to the graph so far."""
+        queue, compute = self._queued.total(), self._computed.total()
+        num_runs, num_rows = self._metrics.batch_rows.total(self._batch_rows)
+        return GraphTotals(
+            success=Total(queue.count, queue.seconds + compute.seconds, compute.last_s),
+            fail=self._failed.total(),
+            queue=queue,
+            compute=compute,
+            num_rows=int(num_rows),
+            num_runs=num_runs,
+        )
 
     def on_start(self, queue_seconds: float) -> None:
         """Note how long a call waited."""
@@ -223,6 +262,15 @@ class GraphMetrics:
         """Note rows that nobody waits for any more."""
         for stage, num_rows in zip(_STAGES, (num_queued, num_running), strict=True):
             self._metrics.cancelled_rows.add((*self._labels, stage), num_rows)
+
+    def on_answer(self, queue_seconds: float, run_seconds: float) -> None:
+        """Note a call that has its answer."""
+        self._queued.add(queue_seconds)
+        self._computed.add(run_seconds)
+
+    def on_failure(self, seconds: float) -> None:
+        """Note a call that ends without an answer."""
+        self._failed.add(seconds)
 
     def on_non_finite(self, num_rows: int) -> None:
         """Note results that are not finite; called in worker threads."""

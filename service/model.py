@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.anomaly import AnomalyScore, Preparation
 from service.batcher import Outcome, Rows
-from service.bounds import combine, sample_rows
+from service.bounds import combine, given_rows, join_weights, sample_rows
 from service.errors import InferenceFailedError
 from service.graph import INDEX, LABEL, SEED, Graph
 from service.manifest import Manifest, Role
@@ -114,6 +114,7 @@ class Model:
         labels: IntArray | None = None,
         num_samples: int = 1,
         seed: int = 0,
+        noise: FloatArray | None = None,
         timeout_s: float,
     ) -> Outcome[T]:
         """Score images.
@@ -121,10 +122,11 @@ class Model:
         Args:
             images: Shape (N, C, H, W), in [0, 1]; 0 and 1 for a binary model.
             finish: Makes the answer of `log_prob` (N,) in nats and what else the graph returns;
-                of a bound that is `std_error` (N,).
+                of a bound that is `std_error` (N,), and `log_weight` (N, K) where `noise` is given.
             labels: The class of each image, (N,); a class-conditional model needs it.
             num_samples: Importance samples per image; bounds only.
             seed: Of the importance samples.
+            noise: That of the importance samples, (N, K, D), instead of their number and seed.
             timeout_s: Deadline, queueing included.
 
         Raises:
@@ -136,6 +138,18 @@ class Model:
             graph.metrics.on_non_finite(int(np.isnan(outputs["log_prob"]).sum()))
             return finish(outputs)
 
+        if noise is not None:
+            num_samples = noise.shape[1]
+            return await graph.batcher.submit(
+                given_rows(images, noise, labels),
+                lambda outputs: count_and_finish(
+                    {
+                        **combine(outputs, len(images), num_samples),
+                        "log_weight": join_weights(outputs, len(images), num_samples),
+                    }
+                ),
+                timeout_s=timeout_s,
+            )
         if self.is_bound:
             return await graph.batcher.submit(
                 sample_rows(images, seed, num_samples, labels),

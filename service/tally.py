@@ -6,8 +6,10 @@ is asked adds the rows up. What a process has counted outlives it.
 """
 
 import mmap
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -55,6 +57,43 @@ class Ledger:
         """List one number of each process."""
         numbers: list[float] = self._all[:, position].tolist()
         return numbers
+
+
+@dataclass(frozen=True)
+class Total:
+    """How often something happened, and how long it took in all.
+
+    Attributes:
+        last_s: When it last did, in seconds since 1970; 0 for never.
+    """
+
+    count: int
+    seconds: float
+    last_s: float
+
+
+class Stopwatch:
+    """Counts and adds durations that Prometheus is not told of.
+
+    Args:
+        ledger: Where the numbers are.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._start = ledger.open(3)
+
+    def add(self, seconds: float) -> None:
+        """Count what took some time and ends now."""
+        own, start = self._ledger.own, self._start
+        own[start] += 1
+        own[start + 1] += seconds
+        own[start + 2] = time.time()
+
+    def total(self) -> Total:
+        """Add up what all processes have counted."""
+        count, seconds = self._ledger.sum(self._start, 2)
+        return Total(int(count), seconds, max(self._ledger.by_process(self._start + 2)))
 
 
 class Tally:
@@ -156,6 +195,11 @@ class Histogram(Tally):
         own = self._ledger.own
         own[series] += value
         own[series + 1 + bisect_left(self._bounds, value)] += 1
+
+    def total(self, series: int) -> tuple[int, float]:
+        """Return how many values have been observed, and their sum."""
+        total, *counts = self._ledger.sum(series, len(self._bounds) + 2)
+        return int(sum(counts)), total
 
     def collect(self) -> Iterator[Metric]:
         """Yield the totals of what has been observed at least once."""

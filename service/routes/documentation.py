@@ -1,6 +1,6 @@
 """What the OpenAPI document says of answers."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -17,6 +17,15 @@ class FieldProblem(BaseModel):
     detail: str = Field(examples=["Input should be greater than or equal to 1"])
 
 
+class OpenAIError(BaseModel):
+    """An error as OpenAI's clients show it."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None = Field(description="The field to blame.")
+    code: str = Field(description="The problem's type.")
+
+
 class Problem(BaseModel):
     """An error, by RFC 9457."""
 
@@ -25,7 +34,10 @@ class Problem(BaseModel):
     status: int
     detail: str = Field(description="What is wrong, and what to do.")
     request_id: str
-    error: str = Field(description="The detail again, for Open Inference Protocol clients.")
+    error: str | OpenAIError = Field(
+        description="The detail again, for Open Inference Protocol clients; under /v1 an object, "
+        "for OpenAI's."
+    )
     errors: list[FieldProblem] | None = None
     alternatives: list[str] | None = Field(
         default=None, description="Models that can do what this one cannot."

@@ -239,7 +239,7 @@ def media_type_of(request: Request) -> str:
     return (header(request, b"content-type") or "").partition(";")[0].strip().lower()
 
 
-def timeout_s(request: Request, asked_ms: int | None) -> float:
+def timeout_s(request: Request, asked_ms: float | None) -> float:
     """Return the deadline of a request in seconds: its own, bounded by the server's longest."""
     settings = service_of(request).settings
     wanted = settings.default_timeout_s if asked_ms is None else asked_ms / 1000

@@ -33,15 +33,22 @@ Labels = Annotated[
 ]
 
 
-def require_classes(service: Service, model: Model) -> None:
+def require_classes(
+    service: Service, model: Model, consequence: str = "it takes no labels"
+) -> None:
     """Refuse labels where the model has no classes.
+
+    Args:
+        service: Knows which other models have some.
+        model: The model that is asked for.
+        consequence: What follows for the client.
 
     Raises:
         UnsupportedOperationError: It has none; tells which models have.
     """
     if not model.manifest.labels:
         raise UnsupportedOperationError(
-            f"{model.reference} is not conditional: it takes no labels",
+            f"{model.reference} is not conditional: {consequence}",
             [other.manifest.name for other in service.catalog.newest() if other.manifest.labels],
         )
 

@@ -17,7 +17,9 @@ from service.bounds import (
     SAMPLES_PER_ROW,
     BoundGraph,
     combine,
+    given_rows,
     graph_class,
+    join_weights,
     rows_per_image,
     sample_rows,
 )
@@ -104,6 +106,11 @@ def log_weights(images: NDArray[np.uint8], num_samples: int, seed: int = 0) -> F
     entropy = LATENT_DIM * math.log(POSTERIOR_STD)
     weights: FloatArray = ((noise**2 - z**2).sum(axis=2) - square_error) / 2 + entropy
     return weights
+
+
+def given_noise(num_images: int, num_samples: int) -> FloatArray:
+    rng = np.random.default_rng(num_samples)
+    return rng.standard_normal((num_images, num_samples, LATENT_DIM), dtype=np.float32)
 
 
 class TestNoise:
@@ -198,15 +205,30 @@ class TestBatches:
         calls = [(70, 1), (1, 2), (33, 1), (5, 0)]
         images = (pixels(2)[:, None] / 255).astype(np.float32)
         parts = [sample_rows(images, seed, number) for number, seed in calls]
+        parts.insert(1, given_rows(images, given_noise(2, 33)))  # one call brings its own noise
         together = graph.run(parts)
         start = 0
         for part in parts:
             for row in range(len(part["image"])):
                 alone = graph.run([{name: array[row : row + 1] for name, array in part.items()}])
                 for name, values in alone.items():
-                    assert values[0] == together[name][start + row]
+                    np.testing.assert_array_equal(values[0], together[name][start + row])
             start += len(part["image"])
-        assert start == len(together["log_sum"]) == 2 * (3 + 1 + 2 + 1)
+        assert start == len(together["log_sum"]) == 2 * (3 + 2 + 1 + 2 + 1)
+
+    @pytest.mark.parametrize("num_samples", [1, 2, 32, 33, 100])
+    def test_noise_that_is_given_leads_to_the_weights_of_the_whole_graph(
+        self, graph: BoundGraph, num_samples: int
+    ) -> None:
+        images = (pixels(3)[:, None] / 255).astype(np.float32)
+        noise = given_noise(3, num_samples)
+        rows = graph.run([given_rows(images, noise)])
+        whole = graph.session.run({"image": images, "noise": noise})
+        # Single precision; the rows sum the same weights in another order.
+        weights = join_weights(rows, 3, num_samples)
+        np.testing.assert_allclose(weights, whole["log_weight"], rtol=1e-5)
+        log_prob = combine(rows, 3, num_samples)["log_prob"]
+        np.testing.assert_allclose(log_prob, whole["log_prob"], rtol=1e-5)
 
     def test_only_rows_with_equally_many_samples_share_a_run(self, graph: BoundGraph) -> None:
         shapes = []

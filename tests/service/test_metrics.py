@@ -117,3 +117,21 @@ def test_servers_of_one_process_count_apart(fresh: Served, server: Served) -> No
     server.client.post("/sample")
     found = samples(fresh.client)
     assert value(found, "ptheta_requests_total", method="POST", route="/sample", status="200") == 0
+
+
+def test_calls_are_told_apart_by_whether_they_were_answered(fresh: Served) -> None:
+    graph = fresh.service.catalog.find("tiny-grey").graphs["generate"]
+    assert graph.metrics.totals.success.count == 0
+    body = {"model": "tiny-grey", "n": 3}
+    fresh.client.post("/sample", json=body)
+    with fresh.held():
+        fresh.client.post("/sample", json=body | {"timeout_ms": 1})
+    wait_until(lambda: graph.metrics.totals.fail.count == 1)
+    totals = graph.metrics.totals
+    assert (totals.success.count, totals.queue.count, totals.compute.count) == (1, 1, 1)
+    assert totals.success.seconds == totals.queue.seconds + totals.compute.seconds > 0
+    assert totals.fail.seconds >= 0.001
+    assert totals.success.last_s > 1.7e9
+    # Refused at once, it has never been taken in.
+    fresh.client.post("/sample", json=body | {"n": 0})
+    assert graph.metrics.totals.fail.count == 1

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from service.tally import Counter, Histogram, Ledger
+from service.tally import Counter, Histogram, Ledger, Stopwatch, Total
 
 
 def samples(family: Counter | Histogram) -> dict[str, float]:
@@ -60,6 +60,29 @@ def test_families_do_not_share_numbers() -> None:
     histogram.observe(series, 5)
     assert samples(counter) == {"c_total": 1}
     assert samples(histogram)["h_sum"] == 5
+
+
+def test_a_histogram_tells_its_totals() -> None:
+    histogram = Histogram(Ledger(), "h", "Sizes.", ("kind",), (1, 2.5))
+    series = histogram.open(("a",))
+    assert histogram.total(series) == (0, 0)
+    for value in (0.5, 2, 9):
+        histogram.observe(series, value)
+    assert histogram.total(series) == (3, 11.5)
+
+
+def test_a_stopwatch_adds_up_all_processes_and_keeps_the_latest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledger = Ledger(2)
+    stopwatch, other = Stopwatch(ledger), Stopwatch(ledger)
+    assert stopwatch.total() == Total(0, 0, 0)
+    for position, now, seconds in ((0, 50, 1.5), (1, 70, 2), (0, 60, 0.25)):
+        ledger.take_place(position)
+        monkeypatch.setattr("service.tally.time.time", lambda now=now: now)
+        stopwatch.add(seconds)
+    assert stopwatch.total() == Total(3, 3.75, 70)
+    assert other.total() == Total(0, 0, 0)
 
 
 def test_a_ledger_that_is_full_says_so() -> None:
