@@ -105,7 +105,11 @@ def read_classifications(response: httpx.Response) -> Classifications:
     return Classifications(
         **_model_of(content),
         results=tuple(
-            Classification(result["index"], result["label"], result["probs"])
+            Classification(
+                result["index"],
+                result["label"],
+                {name: math.nan if p is None else p for name, p in result["probs"].items()},
+            )
             for result in content["results"]
         ),
     )

@@ -164,12 +164,12 @@ class Classification:
 
     Attributes:
         index: Its place among the images that were sent.
-        label: The likeliest class.
-        probs: p(label given image) by name of the class.
+        label: The likeliest class; None where the image is possible in none.
+        probs: p(label given image) by name of the class; NaN then.
     """
 
     index: int
-    label: str
+    label: str | None
     probs: Mapping[str, float]
 
 
@@ -184,7 +184,7 @@ class Classifications(Answer):
     results: tuple[Classification, ...]
 
     @property
-    def labels(self) -> tuple[str, ...]:
+    def labels(self) -> tuple[str | None, ...]:
         """The likeliest class of each image."""
         return tuple(result.label for result in self.results)
 
