@@ -282,7 +282,8 @@ def mean_metric(name: str, values: NDArray[np.floating], unit: str, protocol: st
 def evaluate_over_http(url: str, model_name: str, recipe: Recipe, batch: int = 1000) -> Metric:
     """Measure the negative log-likelihood of the test part through a running service.
 
-    Of a bound it is the ELBO, by one draw of its noise per image.
+    Of a bound it is the ELBO, by one draw of its noise per image; of a class-conditional model log
+    p(x given its label).
 
     Args:
         url: Address of the service.
@@ -300,14 +301,19 @@ def evaluate_over_http(url: str, model_name: str, recipe: Recipe, batch: int = 1
             "the figures of the card are of dequantized images; the service takes grey levels and "
             "scores the middle of each, which is another figure"
         )
-    query = urllib.parse.urlencode({"model": model_name, "format": "npy"})
-    address = f"{url.rstrip('/')}/log_prob?{query}"
     split = load_split(recipe.data)
+    model = new_model(recipe, split)
     name, protocol = "nll", recipe.protocol
-    if new_model(recipe, split).density == "bound":
+    if model.density == "bound":
         name, protocol = "nll_elbo", protocol_of_samples(recipe.protocol, 1)
     answers = []
-    for images in _batches(split.test, batch):
+    for start in range(0, len(split.test), batch):
+        part = split.test[start : start + batch]
+        images = part.values
+        fields = {"model": model_name, "format": "npy"}
+        if model.is_conditional:
+            fields["labels"] = ",".join(map(str, part.labels.tolist()))
+        address = f"{url.rstrip('/')}/log_prob?{urllib.parse.urlencode(fields)}"
         log_prob = _ask_log_prob(address, to_pixels(images))
         if log_prob.shape != (len(images),):
             raise ValueError(f"{address} answered {log_prob.shape} to {len(images)} images")

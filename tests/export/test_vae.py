@@ -4,6 +4,7 @@ import math
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -454,10 +455,11 @@ def test_a_bundle_is_served(finished: tuple[Recipe, Path], tmp_path: Path) -> No
     assert service.catalog.broken == {}
     (model,) = service.catalog.models()
     assert model.is_bound
+    scoring = ("log_prob", "classify") if recipe.model["conditional"] else ("log_prob",)
     assert model.manifest.operations == (
         "sample",
         "interpolate",
-        "log_prob",
+        *scoring,
         "encode",
         "reconstruct",
     )
@@ -468,13 +470,21 @@ def test_the_service_is_asked_for_the_elbo(
     finished: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, run = finished
-    elbo, _ = both_bounds(
-        Graph(run / "bundle" / "log_prob.onnx"), load_split(recipe.data).test, num_samples=1
-    )
-    monkeypatch.setattr("export.evaluate._ask_log_prob", lambda address, pixels: elbo)
+    test = load_split(recipe.data).test
+    elbo, _ = both_bounds(Graph(run / "bundle" / "log_prob.onnx"), test, num_samples=1)
+    asked: list[str] = []
+
+    def answer(address: str, pixels: Any) -> Any:
+        asked.append(address)
+        return elbo
+
+    monkeypatch.setattr("export.evaluate._ask_log_prob", answer)
     measured = evaluate_over_http("http://127.0.0.1:1", "tiny", recipe)
     assert (measured.name, measured.protocol) == ("nll_elbo", f"{recipe.protocol}, K = 1")
     assert measured.value == pytest.approx(-elbo.mean())
+    labels = parse_qs(urlsplit(asked[0]).query).get("labels")
+    sent = ",".join(map(str, test.labels.tolist()))
+    assert labels == ([sent] if recipe.model["conditional"] else None)
 
 
 def test_the_card_explains_what_is_shown_and_its_python_runs(
