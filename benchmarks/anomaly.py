@@ -147,10 +147,10 @@ def draw(scores: dict[str, dict[str, Array]], output: Path) -> None:
     for kind, of_kind in scores.items():
         low = max(of_kind["log_prob"].min(), -6500)
         left.hist(of_kind["log_prob"], bins=np.linspace(low, 0, 80), density=True, alpha=0.5)
-        shown = np.minimum(of_kind["service"], 40)
-        right.hist(shown, bins=np.linspace(0, 40, 80), density=True, alpha=0.5, label=kind)
+        shown = np.minimum(of_kind["service"], 4000)
+        right.hist(shown, bins=np.linspace(0, 4000, 80), density=True, alpha=0.5, label=kind)
     left.set(xlabel="log_prob, nats", yticks=[], title="The likelihood alone")
-    right.set(xlabel="anomaly_score, 40 and more at 40", yticks=[], title="The score")
+    right.set(xlabel="anomaly_score, bits; 4,000 and more at 4,000", yticks=[], title="The score")
     right.legend(frameon=False)
     figure.savefig(output / "anomaly-histograms.png", dpi=110)
 

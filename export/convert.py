@@ -178,6 +178,7 @@ def write_graph(
     assert program is not None
     content = program.model_proto
     _strip(content)
+    prune(content.graph)
     for tensor in (*content.graph.input, *content.graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
         if tensor.name in sampled:
@@ -264,6 +265,24 @@ def _strip(message: Message) -> None:
         elif field.message_type is not None:
             for part in [value] if isinstance(value, Message) else value:
                 _strip(part)
+
+
+def prune(graph: onnx.GraphProto) -> set[str]:
+    """Remove initializers that nothing reads: ONNX Runtime would complain at every start.
+
+    Returns:
+        The names that are read in the graph and in those inside of it.
+    """
+    read = {output.name for output in graph.output}
+    for node in graph.node:
+        read.update(node.input)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                read |= prune(inner)
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return read
 
 
 @contextmanager

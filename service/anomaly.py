@@ -1,8 +1,8 @@
 """How unusual an image is among those that a model was trained for, as a calibrated p-value.
 
 A likelihood alone does not tell: images that are simpler than the training data are often likelier
-than the training data itself. So a score looks at two figures together, the bits that the model
-needs for an image and the bits that a general compressor needs.
+than the training data itself. So a score compares the bits that the model needs for an image with
+the bits that a general compressor needs.
 """
 
 import logging
@@ -52,26 +52,21 @@ def code_bits(images: FloatArray) -> Array:
 
 @dataclass(frozen=True)
 class AnomalyScore:
-    """The distance of an image from the usual in the plane of (model bits, compressor bits).
+    """How far an image's S = −log₂ p − compressor bits is from the usual, in bits.
 
-    The Mahalanobis distance, in standard deviations, from the mean of held-out images: it is small
-    only where the model's bits are usual, the complexity is, and the one fits the other. Serrà et
-    al. take the difference S = −log₂ p − compressor bits alone, which is one direction of it.
+    Of ordinary images a model saves much: S is far below 0, and about the same for all of them. Of
+    others it saves less, however few bits they need. An S far below the usual is as suspicious.
 
     Attributes:
-        mean: Of the two figures, in bits, (2,).
-        precision: Inverse of their covariance, (2, 2).
-        ranked: Scores of held-out images that had no part in mean and precision, ascending, (n,).
+        centre: Median of S of held-out images, in bits.
+        ranked: Scores of held-out images that had no part in the centre, ascending, (n,).
 
     Source:
         Serrà et al., "Input complexity and out-of-distribution detection with likelihood-based
-        generative models", 2020, arXiv:1909.11480, equation 2; Morningstar et al., "Density of
-        States Estimation for Out of Distribution Detection", 2021, arXiv:2006.09273, for several
-        statistics at once.
+        generative models", 2020, arXiv:1909.11480, equation 2; two-sided here.
     """
 
-    mean: Array
-    precision: Array
+    centre: float
     ranked: Array
 
     @classmethod
@@ -85,26 +80,21 @@ class AnomalyScore:
         Raises:
             ValueError: There are fewer than 20 images, or a figure is not finite.
         """
-        figures = _figures(log_prob, complexity)
-        if len(figures) < 20 or not np.isfinite(figures).all():
+        excess = _excess_bits(log_prob, complexity)
+        if len(excess) < 20 or not np.isfinite(excess).all():
             raise ValueError("a calibration needs 20 images or more, all with finite scores")
-        num_fitted = len(figures) // _FITTED_SHARE
-        mean: Array = figures[:num_fitted].mean(axis=0).astype(np.float64)
-        # Were all images equally complex, their covariance would have no inverse.
-        covariance = np.cov(figures[:num_fitted], rowvar=False) + np.eye(2)
-        precision: Array = np.linalg.inv(covariance).astype(np.float64)
-        ranked = np.sort(_distances(figures[num_fitted:], mean, precision))
-        return cls(mean, precision, ranked)
+        num_fitted = len(excess) // _FITTED_SHARE
+        centre = float(np.median(excess[:num_fitted]))
+        return cls(centre, np.sort(np.abs(excess[num_fitted:] - centre)))
 
     def scores(self, log_prob: Array, complexity: Array) -> Array:
-        """Return how unusual images are, in standard deviations, (N,); ∞ where log p is −∞."""
-        figures = _figures(log_prob, complexity)
-        is_finite = np.isfinite(log_prob)
-        unusual = np.where(np.isnan(figures[:, 0]), np.nan, np.inf)
-        distances = _distances(
-            np.where(is_finite[:, None], figures, 0.0), self.mean, self.precision
-        )
-        return np.where(is_finite, distances, unusual)
+        """Return how unusual images are, in bits, (N,); ∞ where log p is −∞, NaN where it is NaN.
+
+        Args:
+            log_prob: In nats, (N,).
+            complexity: Their `code_bits`, (N,).
+        """
+        return np.abs(_excess_bits(log_prob, complexity) - self.centre)
 
     def p_values(self, scores: Array) -> Array:
         """Return (1 + #{ranked ≥ score}) / (n + 1), the share of ordinary images as unusual, (N,).
@@ -160,11 +150,5 @@ def read_calibration(path: Path, golden: FloatArray) -> dict[Preparation, Anomal
         raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
-def _figures(log_prob: Array, complexity: Array) -> Array:
-    return np.stack([-log_prob / _NATS_PER_BIT, complexity], axis=1).astype(np.float64)
-
-
-def _distances(figures: Array, mean: Array, precision: Array) -> Array:
-    offsets = figures - mean
-    squared: Array = np.einsum("ni,ij,nj->n", offsets, precision, offsets)
-    return np.sqrt(squared)
+def _excess_bits(log_prob: Array, complexity: Array) -> Array:
+    return -log_prob / _NATS_PER_BIT - complexity

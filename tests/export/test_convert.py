@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 from torch import Tensor, nn
 
-from export.convert import check_graph, convert, export_graph, golden_inputs, realigned
+from export.convert import check_graph, convert, export_graph, golden_inputs, prune, realigned
 from export.data import load_split
 from export.graph import Graph
 from export.recipe import Recipe
@@ -76,6 +77,24 @@ def test_weights_are_stored_once(finished_run: Run) -> None:
     for path in (run / "bundle").glob("*.onnx"):
         large = [w.raw_data for w in onnx.load(path).graph.initializer if len(w.raw_data) > 400]
         assert len(large) == len(set(large))
+
+
+def test_nothing_is_stored_that_nobody_reads() -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    outer (bool choice, float[2] x) => (float[2] y)
+    <float[2] read = {1, 2}, float[2] read_inside = {3, 4}, float[2] unread = {5, 6}> {
+        y = If (choice) <
+            then_branch = yes () => (float[2] z) <float[2] lost = {7, 8}> { z = Add (x, read) },
+            else_branch = no () => (float[2] z) { z = Add (x, read_inside) }
+        >
+    }"""
+    content = onnx.parser.parse_model(text)
+    prune(content.graph)
+    assert [tensor.name for tensor in content.graph.initializer] == ["read", "read_inside"]
+    (branches,) = content.graph.node
+    assert [len(branch.g.initializer) for branch in branches.attribute] == [0, 0]
+    onnx.checker.check_model(content, full_check=True)
 
 
 def test_graphs_have_no_random_operator(finished_run: Run) -> None:
