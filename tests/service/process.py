@@ -18,15 +18,21 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class Process:
-    """A running `python -m service`."""
+    """A running `python -m service`.
+
+    Args:
+        store: The models.
+        settings: Further settings of the server.
+    """
 
     def __init__(self, store: Path, **settings: object) -> None:
         named = {"model_store": store, "port": 0, "processes": 1, "num_threads": 1} | settings
         variables = {f"PTHETA_{name.upper()}": str(value) for name, value in named.items()}
+        own = {name: value for name, value in os.environ.items() if name[:7] != "PTHETA_"}
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "service"],
             cwd=REPOSITORY,
-            env=os.environ | variables,
+            env=own | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -63,6 +69,12 @@ class Process:
     def terminate(self) -> None:
         """Ask it to end."""
         self.popen.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it, unless it has ended."""
+        if self.popen.returncode is None:
+            self.popen.kill()
+            self.wait()
 
     def wait(self) -> int:
         """Wait for its end and return its status."""

@@ -1,0 +1,15 @@
+"""A browser for the tests: where Playwright is missing, the modules that import this are skipped.
+
+Not where CI is set: there, a test that is skipped would be missed by nobody.
+"""
+
+import os
+
+import pytest
+
+if not os.environ.get("CI"):
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed: `make test`")
+
+from playwright.sync_api import Browser, Locator, Page, Response, expect
+
+__all__ = ["Browser", "Locator", "Page", "Response", "expect"]
