@@ -67,22 +67,26 @@ export function randomSeed() {
 
 /**
  * A function that waits until it has not been called for a while, then runs `work` with a signal
- * that aborts when it is called again: late answers never overwrite newer ones.
+ * that aborts when it is called again or cancelled: late answers never overwrite newer ones.
  */
 export function latest(work, delayMs = 0) {
   let controller = new AbortController();
   let timer;
-  return (...args) => {
+  const cancel = () => {
     clearTimeout(timer);
     controller.abort();
+  };
+  const call = () => {
+    cancel();
     controller = new AbortController();
     const { signal } = controller;
     timer = setTimeout(async () => {
       try {
-        await work(signal, ...args);
+        await work(signal);
       } catch (error) {
         if (error.name !== "AbortError") throw error;
       }
     }, delayMs);
   };
+  return Object.assign(call, { cancel });
 }

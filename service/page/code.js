@@ -10,18 +10,23 @@ export class Code {
     this.element = element;
     this.shown = element.appendChild(document.createElement("pre"));
     this.shown.tabIndex = 0;
-    this.shown.setAttribute("aria-label", `${title}, as a request`);
     this.shown.setAttribute("role", "region");
     const bar = element.appendChild(document.createElement("div"));
     bar.className = "bar";
-    bar.appendChild(document.createElement("span")).textContent = title;
+    this.named = bar.appendChild(document.createElement("span"));
     this.buttons = ["curl", "Python"].map((name) => button(bar, name, () => speak(name)));
     this.copied = button(bar, "Copy", () => this.copy());
-    this.copied.setAttribute("aria-label", `Copy: ${title}`);
     this.said = bar.appendChild(document.createElement("span"));
     this.said.setAttribute("role", "status");
+    this.name(title);
     boxes.push(this);
     this.show(undefined);
+  }
+
+  name(title) {
+    this.named.textContent = title;
+    this.shown.setAttribute("aria-label", `${title}, as a request`);
+    this.copied.setAttribute("aria-label", `Copy: ${title}`);
   }
 
   /** @param request { url, body?, file? }: no body is a GET, no file is JSON to print. */

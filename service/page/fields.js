@@ -21,16 +21,21 @@ export function showOutputs(root) {
   }
 }
 
-/** Where a model cannot do something, say so and which ones can; returns whether it can. */
+/**
+ * Where a model cannot do something, say so and which ones can, below all that it can.
+ * Returns whether it can.
+ */
 export function showAbility(section, model, operation, others, refusal) {
   const can = model.operations.includes(operation);
   section.querySelector(".can").hidden = !can;
   const cannot = section.querySelector(".cannot");
   cannot.hidden = can;
+  if (can) return true;
+  section.parentElement.append(section);
   const links = others.filter((other) => other.operations.includes(operation)).map(link);
   cannot.replaceChildren(`${model.name} ${refusal}`);
   if (links.length) cannot.append(" Models that can: ", ...links.flatMap((each, i) => (i ? [", ", each] : [each])), ".");
-  return can;
+  return false;
 }
 
 /** Call once, when an element is near the window; returns what can be disconnected before. */

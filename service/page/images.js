@@ -36,16 +36,19 @@ export function pixelsOfNpy(buffer, [channels, height, width]) {
   return new Uint8Array(buffer.slice(buffer.byteLength - channels * height * width));
 }
 
-/** Decode a picture file and fit it into an image of the model's: whole, centred, on black. */
+/** Decode a picture file and fit it, whole, into an image of the model's; as the server does, on white. */
 export async function pixelsOfFile(file, shape) {
   const [channels, height, width] = shape;
   const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   const scale = Math.min(width / bitmap.width, height / bitmap.height);
-  const [w, h] = [bitmap.width * scale, bitmap.height * scale];
+  const [w, h] = [bitmap.width * scale, bitmap.height * scale].map((size) => Math.max(1, Math.round(size)));
+  const [left, top] = [(width - w) >> 1, (height - h) >> 1];
   const context = new OffscreenCanvas(width, height).getContext("2d");
   context.fillRect(0, 0, width, height);
+  context.fillStyle = "white"; // under what is transparent
+  context.fillRect(left, top, w, h);
   context.imageSmoothingQuality = "high";
-  context.drawImage(bitmap, (width - w) / 2, (height - h) / 2, w, h);
+  context.drawImage(bitmap, left, top, w, h);
   bitmap.close();
   const { data } = context.getImageData(0, 0, width, height);
   const pixels = new Uint8Array(channels * height * width);

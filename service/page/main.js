@@ -24,6 +24,7 @@ async function start() {
     shown = model;
     markChosen(element("models"), name);
     describe(model);
+    element("model").append(element("walk"), element("score"));
     for (const part of parts) part.show(model);
   };
 

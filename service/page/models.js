@@ -10,13 +10,11 @@ const MEANING = {
 
 /** Fill the list; `onchoose` gets the name of a model that is chosen by hand. */
 export function listModels(form, models, onchoose) {
-  const groups = Map.groupBy
-    ? Map.groupBy(models, dataOf)
-    : models.reduce((made, model) => made.set(dataOf(model), [...(made.get(dataOf(model)) ?? []), model]), new Map());
-  for (const [data, members] of groups) {
+  for (const data of new Set(models.map(dataOf))) {
     const group = document.createElement("fieldset");
     form.lastElementChild.before(group);
     group.appendChild(document.createElement("legend")).textContent = data;
+    const members = models.filter((model) => dataOf(model) === data);
     for (const model of members.sort(byLikelihood)) group.append(choice(model));
   }
   form.addEventListener("change", (event) => onchoose(event.target.value));

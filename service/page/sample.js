@@ -6,7 +6,7 @@ import { showOptions, showOutputs } from "./fields.js";
 import { scaleFor, TILE_PX } from "./images.js";
 
 const MAX_COLUMNS = 16;
-const ROWS = { wide: 4, narrow: 6 };
+const NARROW = 8; // columns: here, more rows make up for it
 
 export class Sample {
   constructor(section) {
@@ -26,13 +26,14 @@ export class Sample {
       showOutputs(this.form);
       if (this.form.checkValidity()) this.update();
     });
-    const columns = this.columnsOf(28, 2);
-    this.form.elements.n.value = columns * (columns === MAX_COLUMNS ? ROWS.wide : ROWS.narrow);
   }
 
   show(model) {
     this.model = model;
     const { n, temperature, truncation } = this.form.elements;
+    const [, height, width] = model.image.shape;
+    const columns = this.columnsOf(width, scaleFor(height, TILE_PX));
+    n.value ||= Math.min(columns * (columns > NARROW ? 4 : 6), model.limits.max_rows);
     n.max = model.limits.max_rows;
     temperature.value = truncation.value = 1;
     showOptions(this.form, model, true);
@@ -41,8 +42,7 @@ export class Sample {
   }
 
   columnsOf(width, scale) {
-    const available = this.section.clientWidth || document.documentElement.clientWidth - 32;
-    return Math.max(1, Math.min(MAX_COLUMNS, Math.floor(available / (width * scale))));
+    return Math.max(1, Math.min(MAX_COLUMNS, Math.floor(this.section.clientWidth / (width * scale))));
   }
 
   async draw(signal) {

@@ -8,8 +8,8 @@ import { base64, encodePng, paint, pixelsOfFile, pixelsOfNpy, scaleFor } from ".
 import { testNats } from "./models.js";
 
 const NUM_COMPLETIONS = 16;
-const COMPLETION_COLUMNS = 4;
-const COMPLETION_PX = 140; // shown at half of it: sharp on dense screens
+const COLUMNS = 4;
+const SIDE_PX = 560; // of the picture that is made; shown at half of it: sharp on dense screens
 const NUM_IMPORTANCE_SAMPLES = 32;
 // From certain to surprising: black, purple, red, orange, pale yellow.
 const RAMP = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
@@ -19,16 +19,27 @@ export class Score {
     this.section = section;
     this.models = models;
     this.surprise = section.querySelector(".surprise");
-    this.completions = section.querySelector(".completions");
-    this.form = this.completions.querySelector("form");
+    this.made = section.querySelector(".made");
+    this.form = this.made.querySelector("form");
     this.result = section.querySelector(".result");
     this.problem = section.querySelector(".problem");
-    const [ofScore, ofCompletions] = section.querySelectorAll(".code");
+    const [ofScore, ofMade] = section.querySelectorAll(".code");
     this.scoreCode = new Code(ofScore, "This score");
-    this.completionCode = new Code(ofCompletions, "These completions");
+    this.madeCode = new Code(ofMade, "");
     this.seed = 7;
-    this.update = latest((signal) => this.ask(signal), 120);
+    this.bench = section.querySelector(".bench");
+    this.askSoon = latest((signal) => this.ask(signal), 120);
     this.connect(section.querySelector(".drawing"));
+  }
+
+  /** Ask anew for all that depends on the picture. */
+  update() {
+    this.setBusy(true);
+    this.askSoon();
+  }
+
+  setBusy(isBusy) {
+    this.bench.setAttribute("aria-busy", String(isBusy));
   }
 
   connect(panel) {
@@ -64,18 +75,26 @@ export class Score {
     const can = showAbility(
       this.section, model, "log_prob", this.models, "has no likelihood: it cannot say how likely a picture is.",
     );
+    this.askSoon.cancel();
+    this.setBusy(false);
+    this.near?.disconnect();
     if (!can) return;
     showOptions(this.section, model, false);
     const [, height] = model.image.shape;
     this.surprise.hidden = !model.options.includes("per_dim");
-    this.completions.hidden = !model.operations.includes("complete");
+    this.result.replaceChildren();
+    this.madeCode.show(undefined);
+    this.makes = ["complete", "reconstruct"].find((operation) => model.operations.includes(operation));
+    this.made.hidden = !this.makes;
+    this.form.hidden = this.makes !== "complete";
+    this.made.querySelector("h4").textContent = this.form.hidden ? "What the model makes of it" : "Ways to go on";
+    this.madeCode.name(this.form.hidden ? "This reconstruction" : "These completions");
     const { known_rows: rows } = this.form.elements;
     rows.max = height;
     rows.value = height >> 1;
     showOutputs(this.form);
     this.drawing.reset(model.image.shape, model.image.values === "binary");
-    this.drawing.shadeBelow(this.completions.hidden ? height : rows.valueAsNumber);
-    this.near?.disconnect();
+    this.drawing.shadeBelow(this.form.hidden ? height : rows.valueAsNumber);
     this.near = whenNear(this.section, () => this.takeSample(this.seed));
   }
 
@@ -83,6 +102,7 @@ export class Score {
   async takeSample(seed) {
     const { model } = this;
     const labels = this.labels.value || undefined;
+    this.setBusy(true);
     await this.guard(async () => {
       const answer = await post("sample", { model: reference(model), seed, labels, format: "npy" });
       const pixels = pixelsOfNpy(await answer.arrayBuffer(), model.image.shape);
@@ -93,9 +113,11 @@ export class Score {
   async takeFile({ files }) {
     const [file] = files;
     if (!file) return;
+    this.setBusy(true);
     try {
       this.drawing.set(await pixelsOfFile(file, this.model.image.shape));
     } catch {
+      this.setBusy(false);
       this.problem.textContent = `${file.name} cannot be read as a picture.`;
     }
   }
@@ -106,8 +128,9 @@ export class Score {
     const image = base64(await encodePng(this.drawing.pixels, model.image.shape));
     const common = { model: reference(model), labels: this.labels.value || undefined };
     await this.guard(() =>
-      Promise.all([this.score(signal, common, image), this.completions.hidden || this.complete(signal, common, image)]),
+      Promise.all([this.score(signal, common, image), this.makes && this.make(signal, common, image)]),
     );
+    if (!signal.aborted) this.setBusy(false);
   }
 
   async score(signal, common, image) {
@@ -124,24 +147,26 @@ export class Score {
     if (answer.results[0].per_dim) this.showSurprise(answer.results[0].per_dim);
   }
 
-  async complete(signal, common, image) {
+  /** Let the model complete the picture, or encode and decode it. */
+  async make(signal, common, image) {
     const [, height] = this.model.image.shape;
+    const rows = this.form.elements.known_rows.valueAsNumber;
+    const isCompletion = this.makes === "complete";
+    const completion = { image, known_rows: rows, n: NUM_COMPLETIONS, seed: seedForJson(this.seed), columns: COLUMNS };
     const body = defined({
       ...common,
-      image,
-      known_rows: this.form.elements.known_rows.valueAsNumber,
-      n: NUM_COMPLETIONS,
-      seed: seedForJson(this.seed),
-      columns: COMPLETION_COLUMNS,
-      scale: scaleFor(height, COMPLETION_PX),
+      ...(isCompletion ? completion : { images: [image] }),
+      scale: scaleFor(height, isCompletion ? SIDE_PX / COLUMNS : SIDE_PX),
       format: "png",
     });
-    this.completionCode.show({ url: address("complete"), body, file: "completions.png" });
-    const picture = await (await post("complete", body, { signal })).blob();
-    const shown = this.completions.querySelector("img");
+    this.madeCode.show({ url: address(this.makes), body, file: isCompletion ? "completions.png" : "reconstruction.png" });
+    const picture = await (await post(this.makes, body, { signal })).blob();
+    const shown = this.made.querySelector("img");
     URL.revokeObjectURL(shown.src);
     shown.src = URL.createObjectURL(picture);
-    shown.alt = `${NUM_COMPLETIONS} ways to go on from the first ${body.known_rows} rows`;
+    shown.alt = isCompletion
+      ? `${NUM_COMPLETIONS} ways to go on from the first ${rows} rows`
+      : "Your picture, encoded and decoded again";
   }
 
   /** Say the figures of an answer; which there are depends on the model. */
@@ -183,6 +208,7 @@ export class Score {
       await work();
     } catch (error) {
       if (error.name === "AbortError") throw error;
+      this.setBusy(false);
       this.problem.textContent = error.message;
     }
   }

@@ -10,6 +10,8 @@ import pytest
 if not os.environ.get("CI"):
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed: `make test`")
 
-from playwright.sync_api import Browser, Locator, Page, Response, expect
+from playwright.sync_api import Browser, Locator, Page, Request, Response, expect
 
-__all__ = ["Browser", "Locator", "Page", "Response", "expect"]
+expect.set_options(timeout=20_000)
+
+__all__ = ["Browser", "Locator", "Page", "Request", "Response", "expect"]

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.service.answers import answer, pixels_of, pixels_of_base64, png
-from tests.service.page.browsing import Locator, Page, Response, expect
+from tests.service.page.browsing import Locator, Page, Request, expect
 from tests.service.page.conftest import Open
 
 SEVEN = [(80, 60), (200, 60), (170, 110), (130, 160), (110, 230)]
@@ -21,16 +22,28 @@ def open_bench(client: httpx.Client, open_page: Open, model: str, **options: Any
     page = open_page(client, f"/#{model}", **options)
     page.locator("#score").scroll_into_view_if_needed()
     expect(page.locator("#score .result dd").first).not_to_be_empty()
-    page.wait_for_load_state("networkidle")
+    expect(page.locator("#score .bench")).to_have_attribute("aria-busy", "false")
     return page
 
 
-def answer_after(page: Page, path: str, act: Any) -> tuple[dict[str, Any], Response]:
-    """Do something, and return the JSON that is sent to a route and the answer."""
-    with page.expect_response(lambda response: response.url.endswith(path)) as caught:
-        act()
-    response = caught.value
-    return json.loads(response.request.post_data or ""), response
+def sent_by(page: Page, act: Callable[[], object]) -> dict[str, Any]:
+    """Do something, wait until all is shown, and return the last JSON sent to each route."""
+    sent: dict[str, Any] = {}
+
+    def note(request: Request) -> None:
+        if request.method == "POST":
+            sent[httpx.URL(request.url).path] = json.loads(request.post_data or "")
+
+    page.on("request", note)
+    act()
+    expect(page.locator("#score .bench")).to_have_attribute("aria-busy", "false")
+    page.remove_listener("request", note)
+    return sent
+
+
+def scored_after(page: Page, act: Callable[[], object]) -> NDArray[np.uint8]:
+    """Do something, and return the picture that is scored then."""
+    return pixels_of_base64(sent_by(page, act)["/log_prob"]["images"][0])
 
 
 def draw(page: Page, points: list[tuple[int, int]]) -> None:
@@ -49,17 +62,16 @@ def draw(page: Page, points: list[tuple[int, int]]) -> None:
 
 def pixels_shown(image: Locator) -> NDArray[np.uint8]:
     """Return the grey levels of a picture on the page; of its bytes the browser keeps none."""
-    flat = image.evaluate(
+    png_base64 = image.evaluate(
         """async (image) => {
           await image.decode();
-          const [width, height] = [image.naturalWidth, image.naturalHeight];
-          const context = new OffscreenCanvas(width, height).getContext("2d");
-          context.drawImage(image, 0, 0);
-          return [height, width, ...context.getImageData(0, 0, width, height).data];
+          const canvas = document.createElement("canvas");
+          [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+          canvas.getContext("2d").drawImage(image, 0, 0);
+          return canvas.toDataURL().split(",")[1];
         }"""
     )
-    height, width, *levels = flat
-    return np.array(levels, dtype=np.uint8).reshape(height, width, 4)[..., 0]
+    return pixels_of_base64(png_base64)[..., 0]
 
 
 def score_of(client: httpx.Client, model: str, pixels: Any, **fields: Any) -> dict[str, Any]:
@@ -75,8 +87,7 @@ def shown_as(log_prob: float) -> str:
 
 def test_a_drawing_is_scored(site: httpx.Client, open_page: Open) -> None:
     page = open_bench(site, open_page, "nade-mnist")
-    body, _ = answer_after(page, "/log_prob", lambda: draw(page, SEVEN))
-    drawn = pixels_of_base64(body["images"][0])
+    drawn = scored_after(page, lambda: draw(page, SEVEN))
     assert drawn.shape == (28, 28)
     assert set(np.unique(drawn)) == {0, 255}  # a binary model
     for x, y in SEVEN:
@@ -90,8 +101,7 @@ def test_a_drawing_is_scored(site: httpx.Client, open_page: Open) -> None:
 
 def test_the_surprise_map_shows_what_surprises(site: httpx.Client, open_page: Open) -> None:
     page = open_bench(site, open_page, "nade-mnist")
-    body, _ = answer_after(page, "/log_prob", lambda: draw(page, SEVEN))
-    drawn = pixels_of_base64(body["images"][0])
+    drawn = scored_after(page, lambda: draw(page, SEVEN))
     surprise = np.array(score_of(site, "nade-mnist", drawn, per_dim=True)["per_dim"])
     row, column = np.unravel_index(surprise.argmax(), surprise.shape)
     heat_map = page.locator("#score .surprise canvas")
@@ -108,9 +118,8 @@ def test_the_surprise_map_shows_what_surprises(site: httpx.Client, open_page: Op
 def test_a_model_without_conditionals_shows_no_map(site: httpx.Client, open_page: Open) -> None:
     page = open_bench(site, open_page, "vae-mnist")
     expect(page.locator("#score .surprise")).to_be_hidden()
-    expect(page.locator("#score .completions")).to_be_hidden()
-    body, response = answer_after(page, "/log_prob", lambda: draw(page, SEVEN))
-    result = response.json()["results"][0]
+    body = sent_by(page, lambda: draw(page, SEVEN))["/log_prob"]
+    result = answer(site.post("/log_prob", json=body))["results"][0]
     bound = f"≥ {shown_as(result['log_prob'])} ± {result['std_error']:.2f}"
     expect(page.locator("#score .result dd").first).to_have_text(bound)
     assert body["num_importance_samples"] > 1
@@ -137,8 +146,8 @@ def test_a_file_is_scored(site: httpx.Client, open_page: Open, way: str) -> None
         )
         page.locator("canvas.pad").dispatch_event("drop", {"dataTransfer": transfer})
 
-    body, _ = answer_after(page, "/log_prob", {"choose": choose, "drop": drop}[way])
-    assert np.array_equal(pixels_of_base64(body["images"][0]), pixels_of(content))
+    scored = scored_after(page, {"choose": choose, "drop": drop}[way])
+    assert np.array_equal(scored, pixels_of(content))
     response = site.post("/log_prob", files={"images": content}, data={"model": "nade-mnist"})
     expected = shown_as(answer(response)["results"][0]["log_prob"])
     expect(page.locator("#score .result dd").first).to_have_text(expected)
@@ -153,9 +162,9 @@ def test_a_file_that_is_no_picture_is_refused(site: httpx.Client, open_page: Ope
 
 def test_a_half_drawn_digit_is_completed(site: httpx.Client, open_page: Open) -> None:
     page = open_bench(site, open_page, "nade-mnist")
-    body, _ = answer_after(page, "/complete", lambda: draw(page, SEVEN))
+    body = sent_by(page, lambda: draw(page, SEVEN))["/complete"]
     assert (body["known_rows"], body["n"]) == (14, 16)
-    image = page.locator("#score .completions img")
+    image = page.locator("#score .made img")
     expect(image).to_have_attribute("alt", "16 ways to go on from the first 14 rows")
     sheet = pixels_shown(image)
     known = pixels_of_base64(body["image"])
@@ -165,20 +174,40 @@ def test_a_half_drawn_digit_is_completed(site: httpx.Client, open_page: Open) ->
     assert len({tile.tobytes() for tile in tiles}) > 8
 
     rows = page.get_by_label("Rows known")
-    body, _ = answer_after(page, "/complete", lambda: rows.fill("20"))
+    body = sent_by(page, lambda: rows.fill("20"))["/complete"]
     assert body["known_rows"] == 20
     expect(image).to_have_attribute("alt", "16 ways to go on from the first 20 rows")
-    other, _ = answer_after(page, "/complete", page.get_by_role("button", name="Draw others").click)
+    other = sent_by(page, page.get_by_role("button", name="Draw others").click)["/complete"]
     assert other["seed"] != body["seed"]
+
+
+def test_an_encoder_shows_what_it_makes_of_a_drawing(site: httpx.Client, open_page: Open) -> None:
+    page = open_bench(site, open_page, "vae-mnist")
+    body = sent_by(page, lambda: draw(page, SEVEN))["/reconstruct"]
+    expected = pixels_of(site.post("/reconstruct", json=body).content)
+    image = page.locator("#score .made img")
+    expect(image).to_have_attribute("alt", "Your picture, encoded and decoded again")
+    assert np.array_equal(pixels_shown(image), expected)
+    assert not np.array_equal(expected[::16, ::16], pixels_of_base64(body["images"][0]))
+    expect(page.get_by_label("Rows known")).to_be_hidden()
+    expect(page.locator("#score .unknown")).to_have_css("top", "280px")
+
+
+def test_what_a_model_cannot_do_stands_below_what_it_can(
+    site: httpx.Client, open_page: Open
+) -> None:
+    page = open_page(site, "/#nade-mnist")
+    titles = page.locator("#model section:visible h3")
+    expect(titles).to_have_text(["Sample", "Draw, score, complete", "Walk from seed to seed"])
+    page.locator(".choice", has_text="vae-mnist").click()
+    expect(titles).to_have_text(["Sample", "Walk from seed to seed", "Draw, score, complete"])
 
 
 def test_tools_change_the_picture(site: httpx.Client, open_page: Open) -> None:
     page = open_bench(site, open_page, "nade-mnist")
 
-    def image_after(name: str) -> Any:
-        button = page.get_by_role("button", name=name)
-        body, _ = answer_after(page, "/log_prob", button.click)
-        return pixels_of_base64(body["images"][0])
+    def image_after(name: str) -> NDArray[np.uint8]:
+        return scored_after(page, page.get_by_role("button", name=name).click)
 
     assert not image_after("Clear").any()
     assert (image_after("Invert") == 255).all()
@@ -187,8 +216,7 @@ def test_tools_change_the_picture(site: httpx.Client, open_page: Open) -> None:
     draw(page, SEVEN)
     page.get_by_label("Erase").check()
     pad = page.locator("canvas.pad")
-    body, _ = answer_after(page, "/log_prob", lambda: pad.click(position={"x": 80, "y": 60}))
-    assert pixels_of_base64(body["images"][0])[6, 8] == 0
+    assert scored_after(page, lambda: pad.click(position={"x": 80, "y": 60}))[6, 8] == 0
 
 
 def test_colour_models_get_colours(tiny_site: httpx.Client, open_page: Open) -> None:
@@ -196,8 +224,7 @@ def test_colour_models_get_colours(tiny_site: httpx.Client, open_page: Open) -> 
     page.get_by_label("Colour").fill("#ff8000")
     pad = page.locator("canvas.pad")
     page.get_by_role("button", name="Clear").click()
-    body, _ = answer_after(page, "/log_prob", lambda: pad.click(position={"x": 18, "y": 18}))
-    drawn = pixels_of_base64(body["images"][0])
+    drawn = scored_after(page, lambda: pad.click(position={"x": 18, "y": 18}))
     assert drawn.shape == (4, 8, 3)
     assert drawn[0, 0].tolist() == [255, 128, 0]
     result = score_of(tiny_site, "tiny-rgb", drawn)
@@ -210,8 +237,20 @@ def test_grey_pictures_stay_grey(tiny_site: httpx.Client, open_page: Open) -> No
     pixels = np.arange(0, 256, 8, dtype=np.uint8).reshape(4, 8)
     file = {"name": "ramp.png", "mimeType": "image/png", "buffer": png(pixels)}
     choose = page.locator("#score [name=file]")
-    body, _ = answer_after(page, "/log_prob", lambda: choose.set_input_files(files=[file]))  # type: ignore[list-item]
-    assert np.array_equal(pixels_of_base64(body["images"][0]), pixels)
+    scored = scored_after(page, lambda: choose.set_input_files(files=[file]))  # type: ignore[list-item]
+    assert np.array_equal(scored, pixels)
+
+
+def test_a_large_picture_is_scaled_and_laid_on_white(site: httpx.Client, open_page: Open) -> None:
+    page = open_bench(site, open_page, "nade-mnist")
+    picture = np.zeros((200, 400, 4), dtype=np.uint8)  # transparent, twice as wide as high
+    picture[:, 200:, 3] = 255  # its right half black
+    file = {"name": "wide.png", "mimeType": "image/png", "buffer": png(picture)}
+    choose = page.locator("#score [name=file]")
+    scored = scored_after(page, lambda: choose.set_input_files(files=[file]))  # type: ignore[list-item]
+    expected = np.zeros((28, 28), dtype=np.uint8)
+    expected[7:21, :14] = 255
+    assert np.array_equal(scored, expected)
 
 
 def test_a_p_value_is_shown_where_there_is_one(site: httpx.Client, open_page: Open) -> None:

@@ -9,11 +9,17 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.service.answers import pixels_of, pixels_of_base64
+from tests.service.answers import pixels_of
 from tests.service.page.browsing import Page, expect
 from tests.service.page.conftest import CLASSES, DESKTOP, Open
 from tests.service.page.test_sample import picture_after
-from tests.service.page.test_score import answer_after, open_bench, pixels_shown, shown_as
+from tests.service.page.test_score import (
+    open_bench,
+    pixels_shown,
+    scored_after,
+    sent_by,
+    shown_as,
+)
 
 CLIPBOARD = ["clipboard-read", "clipboard-write"]
 PHONE = {"width": 390, "height": 844}
@@ -41,8 +47,7 @@ def test_what_is_copied_gives_what_is_shown(
 ) -> None:
     page = open_bench(site, open_page, "nade-mnist", permissions=CLIPBOARD)
     page.locator("#sample").get_by_role("button", name=language).click()
-    page.get_by_role("button", name="Draw others").click()
-    page.wait_for_load_state("networkidle")
+    sent_by(page, page.get_by_role("button", name="Draw others").click)
 
     def execute(box: str) -> str:
         code = copied(page, box)
@@ -52,10 +57,10 @@ def test_what_is_copied_gives_what_is_shown(
     execute("#sample .code")
     shown = page.locator("#sample .wall img").get_attribute("src")
     assert (tmp_path / "samples.png").read_bytes() == site.get(shown or "").content
-    execute("#score .of-completions")
+    execute("#score .of-made")
     completions = pixels_of((tmp_path / "completions.png").read_bytes())
-    assert np.array_equal(completions, pixels_shown(page.locator("#score .completions img")))
-    told = execute("#score .code:not(.of-completions)")
+    assert np.array_equal(completions, pixels_shown(page.locator("#score .made img")))
+    told = execute("#score .code:not(.of-made)")
     log_prob = httpx.Response(200, text=told).json()
     if language == "curl":
         log_prob = log_prob["results"][0]["log_prob"]
@@ -86,20 +91,22 @@ def test_everything_can_be_done_by_keys(site: httpx.Client, open_page: Open) -> 
     page.keyboard.press("Control+A")
     picture_after(page, "seed=23&", lambda: page.keyboard.type("23"))
     tab_to(page, "#score canvas.pad")
-    page.wait_for_load_state("networkidle")
     expect(page.locator("#score .cursor")).to_be_visible()
-    page.locator("#score [name=clear]").press("Enter")
-    page.wait_for_load_state("networkidle")
-    page.locator("canvas.pad").focus()
-    for key in ["Space", "ArrowRight", "ArrowDown"]:
-        page.keyboard.press(key)
-    body, _ = answer_after(page, "/log_prob", lambda: page.keyboard.press("Space"))
-    drawn = pixels_of_base64(body["images"][0])
-    assert drawn.sum() == 2 * 255
+    expect(page.locator("#score .result dd").first).not_to_be_empty()
+    tab_to(page, "#score [name=clear]")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Shift+Tab")
+
+    def draw() -> None:
+        for key in ["Space", "ArrowRight", "ArrowDown", "Space"]:
+            page.keyboard.press(key)
+
+    drawn = scored_after(page, draw)
+    assert (drawn == 255).sum() == 2
     assert drawn[14, 14] == drawn[15, 15] == 255
     tab_to(page, "#score [name=known_rows]")
-    body, _ = answer_after(page, "/complete", lambda: page.keyboard.press("ArrowRight"))
-    assert body["known_rows"] == 15
+    sent = sent_by(page, lambda: page.keyboard.press("ArrowRight"))
+    assert sent["/complete"]["known_rows"] == 15
 
 
 def tab_to(page: Page, selector: str) -> None:
@@ -119,17 +126,15 @@ def test_nothing_is_cut_off_on_small_screens(
         page = open_page(site, f"/#{model}", viewport=PHONE | {"width": width})
         expect(page.locator("#sample .status")).to_contain_text("seed 7")
         page.locator("#score").scroll_into_view_if_needed()
-        page.wait_for_load_state("networkidle")
+        expect(page.locator("#score .bench")).not_to_have_attribute("aria-busy", "true")
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
 def test_a_finger_draws(site: httpx.Client, open_page: Open) -> None:
     page = open_bench(site, open_page, "nade-mnist", viewport=PHONE, has_touch=True)
     page.get_by_role("button", name="Clear").tap()
-    page.wait_for_load_state("networkidle")
     pad = page.locator("canvas.pad")
-    body, _ = answer_after(page, "/log_prob", lambda: pad.tap(position={"x": 100, "y": 100}))
-    assert pixels_of_base64(body["images"][0]).any()
+    assert scored_after(page, lambda: pad.tap(position={"x": 100, "y": 100})).any()
     assert pad.evaluate("canvas => getComputedStyle(canvas).touchAction") == "none"
 
 

@@ -28,7 +28,9 @@ def test_what_moves_can_be_stopped(site: httpx.Client, open_page: Open) -> None:
     page.locator("#walk").scroll_into_view_if_needed()
     image = page.locator("#walk .animation")
     expect(page.locator("#walk .status")).to_contain_text("A walk")
-    shown = picture_after(page, "/sample?", page.get_by_role("button", name="Pause").click)
+    shown = picture_after(
+        page, "scale=8&format=png", page.get_by_role("button", name="Pause").click
+    )
     query = {"model": "vae-mnist@1", "seed": 1, "scale": 8}
     assert shown.body() == site.get("/sample", params=query).content
     expect(page.locator("#walk .status")).to_contain_text("Still")
