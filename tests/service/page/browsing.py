@@ -12,6 +12,6 @@ if not os.environ.get("CI"):
 
 from playwright.sync_api import Browser, Locator, Page, Request, Response, expect
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=90_000)
 
 __all__ = ["Browser", "Locator", "Page", "Request", "Response", "expect"]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.service.page.browsing import Browser, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# Far above what anything takes, so that a busy machine fails no test.
+TIMEOUT_MS = 90_000
 DESKTOP = {"width": 1280, "height": 800}
 CLASSES = ("circle", "it's a square", "line")
 
@@ -62,9 +64,12 @@ def tiny_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
-    """Return a headless Chromium."""
+    """Return a headless Chromium.
+
+    Until it is gone, Playwright runs an event loop in this thread, and no other test could.
+    """
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
     sync_api = import_module("playwright.sync_api")  # the modules of the tests have found it
@@ -87,7 +92,7 @@ def open_page(browser: "Browser") -> Iterator[Open]:
     ) -> "Page":
         host = str(client.base_url).rstrip("/")
         context = browser.new_context(base_url=host, **{"viewport": DESKTOP} | options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(TIMEOUT_MS)
         page = context.new_page()
         page.add_init_script(WATCH)
         faults: list[str] = []
