@@ -48,6 +48,7 @@ def _print_where_to_click(settings: Settings) -> None:
     base = f"http://{host}:{settings.port}"
     lines = (
         f"ptheta serves {settings.model_store} at {base}",
+        f"  {base}/              the models, to play with",
         f"  {base}/docs          every route, to try out",
         f"  {base}/sample?n=64   a picture",
         f"  {base}/models        what is served",

@@ -16,7 +16,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from service import __version__
@@ -38,6 +38,7 @@ from service.routes import (
     models,
     models_v2,
     openai_images,
+    page,
     sample,
     server_v2,
 )
@@ -87,6 +88,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # ours needs no other host
         redoc_url=None,
         exception_handlers={
             ProblemError: _render_problem,
@@ -96,13 +98,12 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     )
     app.state.service = service or Service(settings)
     modules = (
-        *(sample, complete, interpolate, log_prob, classify, encode, models, health),
+        *(sample, complete, interpolate, log_prob, classify, encode, models, health, page),
         *(openai_images, inference_v2, models_v2, server_v2),  # the last refuses what is left
     )
     routers = [routes.router for routes in modules]
     for router in routers:
         app.include_router(router)
-    app.add_route("/", _front_page, include_in_schema=False)
     app.short_ways = _short_ways(routers)
     for route in [*app.routes, *(route for router in routers for route in router.routes)]:
         for method in getattr(route, "methods", None) or ():
@@ -286,10 +287,6 @@ async def _render_http_exception(request: Request, error: Exception) -> Response
 async def _render_bug(request: Request, error: Exception) -> Response:
     logger.error("request %s failed", request.scope["state"]["request_id"], exc_info=error)
     return await _render_problem(request, InferenceFailedError())
-
-
-async def _front_page(request: Request) -> Response:
-    return RedirectResponse("docs")
 
 
 def _document_problem(app: FastAPI) -> None:

@@ -24,6 +24,13 @@ from service.errors import (
 from service.service import Service
 from service.transport import DEPARTURES
 
+# What a GET route answers is public: other sites may show its pictures and read its JSON. There
+# are no cookies that could be borrowed, and a POST from elsewhere is left to the browser to refuse.
+PUBLIC = {
+    "access-control-allow-origin": "*",
+    "cross-origin-resource-policy": "cross-origin",
+}
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Handler = Callable[..., Awaitable[Response]]
 

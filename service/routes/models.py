@@ -11,7 +11,7 @@ from service.errors import NotFoundError, UnknownModelError
 from service.manifest import CARD_FILE, FILM_FILE, PREVIEW_FILE
 from service.model import Model
 from service.routes.documentation import answers, media
-from service.routes.endpoint import Endpoint, json_bytes, service_of
+from service.routes.endpoint import PUBLIC, Endpoint, json_bytes, service_of
 from service.routes.negotiation import MEDIA_TYPES
 from service.routes.sample import is_known_to_client
 from service.service import Service
@@ -30,10 +30,15 @@ _JSON = {"application/json": {"schema": {"type": "object"}}}
     "/models", response_class=Response, responses=answers(_JSON, 503), summary="List models"
 )
 async def list_models(request: Request) -> Response:
-    """List the newest version of every model, and which versions there are."""
+    """List the newest version of every model, which versions there are, and the default model."""
     service = service_of(request)
     service.require_serving()
-    return _json({"models": [describe(service, model) for model in service.catalog.newest()]})
+    return _json(
+        {
+            "models": [describe(service, model) for model in service.catalog.newest()],
+            "default": _default_name(service),
+        }
+    )
 
 
 @router.get(
@@ -103,10 +108,31 @@ def describe(service: Service, model: Model) -> dict[str, Any]:
     return {
         **manifest.model_dump(mode="json", exclude={"schema_version"}),
         "operations": manifest.operations,
+        "options": _options(model),
         "versions": service.catalog.versions(manifest.name),
         "limits": limits,
         "links": links,
     }
+
+
+def _default_name(service: Service) -> str | None:
+    """Name the model of requests that name none, as the operator chose it."""
+    chosen = service.settings.default_model
+    if chosen is None and service.catalog.newest():
+        return service.find(None).manifest.name
+    return chosen
+
+
+def _options(model: Model) -> list[str]:
+    """Name the fields of requests that not every model takes."""
+    possible = {
+        "labels": bool(model.manifest.labels),
+        "temperature": model.has_temperature,
+        "truncation": model.manifest.noise.latent,
+        "per_dim": model.has_conditionals,
+        "num_importance_samples": model.is_bound,
+    }
+    return [name for name, is_possible in possible.items() if is_possible]
 
 
 def _unversioned(service: Service, name: str) -> str:
@@ -121,7 +147,7 @@ async def _file(request: Request, model: Model, name: str) -> Response:
     sha256 = model.manifest.files.get(file)
     if sha256 is None:
         raise NotFoundError(f"{model.reference} has no {name!r}; it has: {', '.join(_FILES)}")
-    headers = {"ETag": f'"{sha256[:32]}"', "Cache-Control": "no-cache"}
+    headers = {"etag": f'"{sha256[:32]}"', "cache-control": "no-cache", **PUBLIC}
     if is_known_to_client(request, headers):
         return Response(status_code=304, headers=headers)
     content = await asyncio.to_thread((model.folder / file).read_bytes)
@@ -129,4 +155,4 @@ async def _file(request: Request, model: Model, name: str) -> Response:
 
 
 def _json(content: dict[str, Any]) -> Response:
-    return Response(json_bytes(content), media_type=MEDIA_TYPES["json"])
+    return Response(json_bytes(content), media_type=MEDIA_TYPES["json"], headers=PUBLIC)

@@ -38,7 +38,7 @@ def choose_format(
         return asked
     if not accept:
         return default
-    ranges = _parse_accept(accept)
+    ranges = parse_accept(accept)
     ordered = [default, *(name for name in possible if name != default)]
     best = max(ordered, key=lambda name: _quality(MEDIA_TYPES[name], ranges))
     if _quality(MEDIA_TYPES[best], ranges) == (0.0, 0):
@@ -46,7 +46,8 @@ def choose_format(
     return best
 
 
-def _parse_accept(accept: str) -> list[tuple[str, float]]:
+def parse_accept(accept: str) -> list[tuple[str, float]]:
+    """Split `Accept` or a header like it into names in lower case and their qualities, 0 to 1."""
     ranges = []
     for item in accept.split(","):
         media_range, *parameters = (part.strip().lower() for part in item.split(";"))

@@ -2,8 +2,9 @@
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from service.model import Model, seeded_rows
 from service.noise import truncate
 from service.routes.documentation import PICTURES, answers
 from service.routes.endpoint import (
+    PUBLIC,
     Answer,
     Endpoint,
     deadline,
@@ -146,9 +148,7 @@ async def show_sample(request: Request, query: Annotated[SampleQuery, Query()]) 
     headers = cache_headers(query, sampling.model.manifest, sampling.answer_format)
     if is_known_to_client(request, headers):
         return Response(status_code=304, headers=headers)
-    response = await answer_sampling(request, sampling, query)
-    response.headers.update(headers)
-    return response
+    return await answer_sampling(request, sampling, query, headers)
 
 
 def plan(
@@ -200,29 +200,34 @@ def plan(
 
 
 def cache_headers(query: RequestModel, manifest: Manifest, answer_format: str) -> dict[str, str]:
-    """Say how long an answer to a GET request stays right.
+    """Say how long an answer to a GET request stays right, and that anyone may use it.
 
     With seed and version given, for ever; with a seed alone, until a new version comes; without
     a seed, not at all.
     """
     fields = query.model_dump(exclude={"timeout_ms"}, mode="json")
     if fields.get("seed", 0) is None:
-        return {"Cache-Control": "no-store"}
+        return {"cache-control": "no-store", **PUBLIC}
     identity = (manifest.reference, manifest.graphs["generate"].sha256, answer_format, fields)
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
     is_pinned = "@" in (fields["model"] or "")
     lifetime = "public, max-age=31536000, immutable" if is_pinned else "no-cache"
-    return {"ETag": f'"{digest}"', "Cache-Control": lifetime, "Vary": "Accept"}
+    return {"etag": f'"{digest}"', "cache-control": lifetime, "vary": "Accept", **PUBLIC}
 
 
 def is_known_to_client(request: Request, headers: dict[str, str]) -> bool:
     """Tell whether `If-None-Match` names the answer that we would give."""
     known = request.headers.get("if-none-match", "")
     tags = {tag.strip().removeprefix("W/") for tag in known.split(",")}
-    return "ETag" in headers and bool(tags & {headers["ETag"], "*"})
+    return "etag" in headers and bool(tags & {headers["etag"], "*"})
 
 
-async def answer_sampling(request: Request, sampling: Sampling, query: SampleQuery) -> Response:
+async def answer_sampling(
+    request: Request,
+    sampling: Sampling,
+    query: SampleQuery,
+    more_headers: Mapping[str, str] = MappingProxyType({}),
+) -> Response:
     """Draw the images of a plan, and show them as the query asks."""
     limit_s = timeout_s(request, query.timeout_ms)
     model = sampling.model
@@ -245,6 +250,7 @@ async def answer_sampling(request: Request, sampling: Sampling, query: SampleQue
         outcomes.append(shown)
         content = shown.value
     headers = {"x-model": model.reference, "server-timing": server_timing(*outcomes)}
+    headers.update(more_headers)
     if sampling.seed is not None:
         headers["x-seed"] = str(sampling.seed)
     return Answer(content, MEDIA_TYPES[sampling.answer_format], headers)

@@ -88,6 +88,4 @@ def start(tiny_store: Path) -> Iterator[Start]:
 
     yield start
     for process in started:
-        if process.popen.returncode is None:
-            process.popen.kill()
-            process.wait()
+        process.kill()

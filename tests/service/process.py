@@ -18,7 +18,12 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class Process:
-    """A running `python -m service`."""
+    """A running `python -m service`.
+
+    Args:
+        store: The models.
+        settings: Further settings of the server.
+    """
 
     def __init__(self, store: Path, **settings: object) -> None:
         named = {"model_store": store, "port": 0, "processes": 1, "num_threads": 1} | settings
@@ -65,6 +70,12 @@ class Process:
     def terminate(self) -> None:
         """Ask it to end."""
         self.popen.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it, unless it has ended."""
+        if self.popen.returncode is None:
+            self.popen.kill()
+            self.wait()
 
     def wait(self) -> int:
         """Wait for its end and return its status."""

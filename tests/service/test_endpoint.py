@@ -306,3 +306,37 @@ class TestProtocol:
         raw = raw_answer(raw_request(server, b"\x16\x03\x01\x02\x00 hello\r\n\r\n"))
         assert raw.startswith(b"HTTP/1.1 400 ") or not raw
         assert answer(server.client.get("/livez"))
+
+
+class TestOtherSites:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/sample",
+            "/sample?seed=1&model=tiny-latent@2",
+            "/interpolate?seeds=1,2",
+            "/models",
+            "/models/tiny-latent/preview",
+            "/models/tiny-latent/film",
+            "/models/tiny-latent/card",
+        ],
+    )
+    def test_they_may_show_what_a_get_route_answers(self, client: httpx.Client, path: str) -> None:
+        response = client.get(path)
+        assert response.status_code == 200
+        assert response.headers["access-control-allow-origin"] == "*"
+        assert response.headers["cross-origin-resource-policy"] == "cross-origin"
+        assert "content-security-policy" not in response.headers
+
+    def test_they_may_where_their_copy_is_still_right(self, client: httpx.Client) -> None:
+        path = "/sample?seed=1&model=tiny-latent@2"
+        known = {"If-None-Match": client.get(path).headers["etag"]}
+        again = client.get(path, headers=known)
+        assert again.status_code == 304
+        assert again.headers["access-control-allow-origin"] == "*"
+
+    @pytest.mark.parametrize("path", ["/sample", "/log_prob"])
+    def test_they_cannot_post(self, client: httpx.Client, path: str) -> None:
+        headers = {"Origin": "http://elsewhere.example"}
+        response = client.post(path, json={}, headers=headers)
+        assert "access-control-allow-origin" not in response.headers

@@ -18,6 +18,30 @@ def test_the_newest_version_of_every_model_is_listed(client: httpx.Client) -> No
     ]
 
 
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({}, "tiny-latent"), ({"default_model": "tiny-grey@1"}, "tiny-grey@1")],
+)
+def test_the_default_model_is_told(serve: Serve, settings: dict[str, str], name: str) -> None:
+    with serve(**settings) as running:
+        assert answer(running.client.get("/models"))["default"] == name
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("tiny-binary", ["temperature", "per_dim"]),
+        ("tiny-grey", []),
+        ("tiny-latent", ["truncation"]),
+        ("tiny-rgb", ["truncation", "per_dim"]),
+    ],
+)
+def test_a_description_names_the_fields_that_not_every_model_takes(
+    client: httpx.Client, model: str, options: list[str]
+) -> None:
+    assert answer(client.get(f"/models/{model}"))["options"] == options
+
+
 def test_a_description_says_what_the_manifest_says(
     client: httpx.Client, tiny_store: object
 ) -> None:
