@@ -277,8 +277,10 @@ def prune(graph: onnx.GraphProto) -> set[str]:
     for node in graph.node:
         read.update(node.input)
         for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                read |= prune(inner)
+            # A field that is only looked at stays unset; one that is changed would not.
+            inner = [attribute.g] if attribute.HasField("g") else attribute.graphs
+            for graph_inside in inner:
+                read |= prune(graph_inside)
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)

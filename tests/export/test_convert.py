@@ -84,6 +84,7 @@ def test_nothing_is_stored_that_nobody_reads() -> None:
     <ir_version: 10, opset_import: ["" : 21]>
     outer (bool choice, float[2] x) => (float[2] y)
     <float[2] read = {1, 2}, float[2] read_inside = {3, 4}, float[2] unread = {5, 6}> {
+        size = Shape <start = 0, end = 1> (x)
         y = If (choice) <
             then_branch = yes () => (float[2] z) <float[2] lost = {7, 8}> { z = Add (x, read) },
             else_branch = no () => (float[2] z) { z = Add (x, read_inside) }
@@ -92,7 +93,7 @@ def test_nothing_is_stored_that_nobody_reads() -> None:
     content = onnx.parser.parse_model(text)
     prune(content.graph)
     assert [tensor.name for tensor in content.graph.initializer] == ["read", "read_inside"]
-    (branches,) = content.graph.node
+    _, branches = content.graph.node
     assert [len(branch.g.initializer) for branch in branches.attribute] == [0, 0]
     onnx.checker.check_model(content, full_check=True)
 
