@@ -146,11 +146,17 @@ def draw(scores: dict[str, dict[str, Array]], output: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     for kind, of_kind in scores.items():
         low = max(of_kind["log_prob"].min(), -6500)
-        left.hist(of_kind["log_prob"], bins=np.linspace(low, 0, 80), density=True, alpha=0.5)
+        look: dict[str, Any] = {"density": True, "histtype": "step", "linewidth": 1.5}
+        left.hist(of_kind["log_prob"], bins=np.linspace(low, 0, 80), **look)
         shown = np.minimum(of_kind["service"], 4000)
-        right.hist(shown, bins=np.linspace(0, 4000, 80), density=True, alpha=0.5, label=kind)
-    left.set(xlabel="log_prob, nats", yticks=[], title="The likelihood alone")
-    right.set(xlabel="anomaly_score, bits; 4,000 and more at 4,000", yticks=[], title="The score")
+        right.hist(shown, bins=np.linspace(0, 4000, 80), label=kind, **look)
+    left.set(xlabel="log_prob, nats", yticks=[], title="The likelihood alone", ylim=(0, 0.004))
+    right.set(
+        xlabel="anomaly_score, bits; 4,000 and more at 4,000",
+        yticks=[],
+        title="The score",
+        ylim=(0, 0.004),
+    )
     right.legend(frameon=False)
     figure.savefig(output / "anomaly-histograms.png", dpi=110)
 
