@@ -1,12 +1,15 @@
 """What Schemathesis is told beside the document; read by `schemathesis run`."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import schemathesis
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from schemathesis import Case, CheckContext, GenerationMode, HookContext, Response
 
+from service.app import create_app
 from service.routes.classify import ClassifyRequest
 from service.routes.complete import CompleteRequest
 from service.routes.encode import EncodeRequest, ReconstructRequest
@@ -16,6 +19,7 @@ from service.routes.openai_images import ImageGenerationRequest
 from service.routes.sample import SampleRequest
 from service.routes.server_v2 import IndexRequest
 from service.routes.tensors_v2 import InferRequest
+from service.settings import Settings
 
 BODIES: dict[str, type[BaseModel]] = {
     "create_sample": SampleRequest,
@@ -31,7 +35,16 @@ BODIES: dict[str, type[BaseModel]] = {
     "infer_version": InferRequest,
 }
 
+ANSWERS: dict[str, TypeAdapter[Any]] = {
+    route.name: TypeAdapter(route.responses[200]["model"])
+    for route in create_app(Settings()).state.routes
+    if "model" in getattr(route, "responses", {}).get(200, {})
+}
+
 SHORT_MS = 5000
+
+# Where a line is written for each answer, so that the test knows what was reached.
+ANSWERED = Path(os.environ["ANSWERED"])
 
 
 def _name(case: Case) -> str:
@@ -62,6 +75,21 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
         case.query = {}
 
 
+@schemathesis.hook
+def after_call(context: HookContext, case: Case, response: Response) -> None:
+    """Note what was reached."""
+    with ANSWERED.open("a") as file:
+        file.write(f"{response.status_code} {_name(case)}\n")
+
+
+@schemathesis.check
+def answers_hold_nothing_else(ctx: CheckContext, response: Response, case: Case) -> None:
+    """What the document does not name is in no answer; clients may still expect more one day."""
+    is_json = response.headers.get("content-type") == ["application/json"]
+    if response.status_code == 200 and is_json:
+        ANSWERS[_name(case)].validate_json(response.content, strict=True, extra="forbid")
+
+
 @schemathesis.check
 def schema_says_what_validation_does(ctx: CheckContext, response: Response, case: Case) -> None:
     """A body that the document allows is one that the request model takes."""
@@ -74,7 +102,10 @@ def schema_says_what_validation_does(ctx: CheckContext, response: Response, case
     try:
         model.model_validate_json(response.request.body or b"{}", strict=True)
     except ValidationError as error:
-        raise AssertionError(f"The document allows what validation refuses: {error}") from None
+        # To a schema 7.0 is an integer. Validation refuses it on purpose: a client that sends its
+        # integers as floats has lost the last digits of a large seed without noticing.
+        refused = [problem for problem in error.errors() if problem["type"] != "int_type"]
+        assert not refused, f"The document allows what validation refuses: {refused}"
 
 
 @schemathesis.check

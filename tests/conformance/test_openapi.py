@@ -24,6 +24,7 @@ def test_no_answer_breaks_the_document(tmp_path: Path) -> None:
         "SCHEMATHESIS_HOOKS": "tests.conformance.hooks",
         "PYTHONPATH": str(REPOSITORY),
         "NO_PROXY": "*",
+        "ANSWERED": str(tmp_path / "answered"),
     }
     (tmp_path / "store").mkdir()
     store = write_complete_store(tmp_path / "store")
@@ -44,6 +45,10 @@ def test_no_answer_breaks_the_document(tmp_path: Path) -> None:
     report = done.stdout + done.stderr
     assert done.returncode == 0, report
     assert re.search(r"Selected: (\d+)/\1\n", report), report  # every operation
+    lines = (tmp_path / "answered").read_text().splitlines()
+    answered = {tuple(line.split()) for line in lines}
+    names = {name for _, name in answered}
+    assert names == {name for status, name in answered if status == "200"}
     cases = re.search(r"(\d+) generated", report)
     assert cases is not None
     assert int(cases[1]) >= MIN_CASES, report
