@@ -203,3 +203,5 @@ def _mend_parameter(path: str, parameter: dict[str, Any]) -> None:
         if "string" in schema.get("items", {}).get("type", ()):
             schema["items"] = schema["items"] | {"type": "string", "pattern": "^[^,]+$"}
     parameter["schema"] = schema
+    if "description" in schema:
+        parameter.setdefault("description", schema["description"])

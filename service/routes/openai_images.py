@@ -29,7 +29,7 @@ from service.routes.endpoint import (
     service_of,
     timeout_s,
 )
-from service.routes.fields import RequestModel, Seed, TimeoutMs, Truncation, seed_for_json
+from service.routes.fields import MODEL, RequestModel, Seed, TimeoutMs, Truncation, seed_for_json
 from service.routes.labels import require_classes
 from service.routes.negotiation import MEDIA_TYPES
 from service.routes.sample import SampleQuery, Sampling, plan
@@ -63,21 +63,27 @@ class ImageGenerationRequest(RequestModel):
         max_length=32_000,
         description="Name or number of a class; empty for any, or for a model without classes.",
     )
-    model: str | None = Field(default=None, max_length=80)
+    model: str | None = Field(default=None, max_length=80, description=MODEL)
     n: int | None = Field(default=None, ge=1, le=65_536, description="Number of images.")
     size: str | None = Field(
         default=None,
         pattern="^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$",
         description="Width x height in pixels, nearest-neighbour enlarged; auto is the model's.",
     )
-    response_format: Literal["b64_json", "url"] | None = None
-    output_format: PictureFormat | None = None
-    output_compression: Annotated[int, Field(ge=100, le=100)] | None = None
-    quality: Literal["auto", "standard"] | None = None
-    background: Literal["auto", "opaque"] | None = None
-    moderation: Literal["auto", "low"] | None = None
-    stream: No | None = None
-    partial_images: Annotated[int, Field(ge=0, le=0)] | None = None
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default=None, description="b64_json: nothing is stored here that a URL could lead to."
+    )
+    output_format: PictureFormat | None = Field(default=None, description="By default png.")
+    output_compression: Annotated[int, Field(ge=100, le=100)] | None = Field(
+        default=None, description="100: pictures lose nothing that they need not."
+    )
+    quality: Literal["auto", "standard"] | None = Field(default=None, description="Ignored.")
+    background: Literal["auto", "opaque"] | None = Field(default=None, description="Ignored.")
+    moderation: Literal["auto", "low"] | None = Field(default=None, description="Ignored.")
+    stream: No | None = Field(default=None, description="Not offered.")
+    partial_images: Annotated[int, Field(ge=0, le=0)] | None = Field(
+        default=None, description="Not offered."
+    )
     user: str | None = Field(default=None, description="Ignored.")
     safety_identifier: str | None = Field(default=None, description="Ignored.")
     seed: Seed | None = Field(default=None, description="Beyond OpenAI: as of /sample.")

@@ -28,7 +28,7 @@ def test_no_answer_breaks_the_document(tmp_path: Path) -> None:
     }
     (tmp_path / "store").mkdir()
     store = write_complete_store(tmp_path / "store")
-    with running(store, default_model="tiny-latent", max_rows=64, log_level="warning") as url:
+    with running(store, default_model="tiny-latent", max_rows=64) as url:
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "schemathesis.cli"),
