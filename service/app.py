@@ -27,6 +27,7 @@ from service.errors import (
     NotFoundError,
     ProblemError,
 )
+from service.openapi import document_routes
 from service.routes import (
     classify,
     complete,
@@ -42,9 +43,8 @@ from service.routes import (
     sample,
     server_v2,
 )
-from service.routes.documentation import PROBLEM, Problem
-from service.routes.endpoint import Endpoint, json_bytes, service_of
-from service.routes.tensors_v2 import InferRequest
+from service.routes.documentation import PROBLEM
+from service.routes.endpoint import Endpoint, allowed_methods, json_bytes, service_of
 from service.service import Service
 from service.settings import Settings
 
@@ -90,6 +90,8 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # ours needs no other host
         redoc_url=None,
+        # Stable names for the methods of generated clients.
+        generate_unique_id_function=lambda route: route.name,
         exception_handlers={
             ProblemError: _render_problem,
             HTTPException: _render_http_exception,
@@ -105,10 +107,12 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     for router in routers:
         app.include_router(router)
     app.short_ways = _short_ways(routers)
-    for route in [*app.routes, *(route for router in routers for route in router.routes)]:
+    # FastAPI hides the routes of its routers.
+    app.state.routes = [*app.routes, *(route for router in routers for route in router.routes)]
+    for route in app.state.routes:
         for method in getattr(route, "methods", None) or ():
             app.state.service.metrics.add_route(method, getattr(route, "path", ""))
-    _document_problem(app)
+    document_routes(app)
     return app
 
 
@@ -276,36 +280,12 @@ async def _render_http_exception(request: Request, error: Exception) -> Response
         case 404:
             problem: ProblemError = NotFoundError(f"there is nothing at {path}; see /docs")
         case 405:
-            problem = MethodNotAllowedError(f"{path} does not answer {request.method}; see /docs")
+            problem = MethodNotAllowedError(path, request.method, allowed_methods(request))
         case _:
             problem = MalformedRequestError("the request cannot be read")
-    response = await _render_problem(request, problem)
-    response.headers.update(error.headers or {})
-    return response
+    return await _render_problem(request, problem)
 
 
 async def _render_bug(request: Request, error: Exception) -> Response:
     logger.error("request %s failed", request.scope["state"]["request_id"], exc_info=error)
     return await _render_problem(request, InferenceFailedError())
-
-
-def _document_problem(app: FastAPI) -> None:
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (Problem, InferRequest):  # what FastAPI does not see in any signature
-            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(schema.pop("$defs", {}))
-            schemas[model.__name__] = schema
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        # FastAPI adds its own 422 to every operation with parameters that documents none.
-        for path in document["paths"].values():
-            for operation in path.values():
-                if "HTTPValidationError" in str(operation["responses"].get("422")):
-                    del operation["responses"]["422"]
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]

@@ -101,6 +101,16 @@ class MethodNotAllowedError(ProblemError):
 
     slug, status, title = "method-not-allowed", 405, "Method not allowed"
 
+    def __init__(self, path: str, method: str, allowed: Sequence[str]) -> None:
+        self.allowed = allowed
+        listed = ", ".join(allowed)
+        super().__init__(f"{path} does not answer {method}, only {listed}; see /docs")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Tell which methods there are."""
+        return {"Allow": ", ".join(self.allowed)}
+
 
 class NotAcceptableError(ProblemError):
     """None of the formats in `Accept` can be made."""

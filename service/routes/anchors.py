@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from service.batcher import Outcome
 from service.errors import InvalidRequestError, NoLatentSpaceError
@@ -21,9 +21,27 @@ FloatArray = NDArray[np.float32]
 class Anchor(RequestModel):
     """A point to walk through: exactly one of `seed`, `latent` and `image`."""
 
-    seed: Seed | None = None
-    index: int = Field(default=0, ge=0, lt=2**63)
-    latent: list[Coordinate] | None = Field(default=None, min_length=1, max_length=65_536)
+    # What `check_anchors` refuses, in the words of a schema.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "required": [name],
+                    "properties": {
+                        other: {"not": {"type": "null"}} if other == name else {"type": "null"}
+                        for other in ("seed", "latent", "image")
+                    },
+                }
+                for name in ("seed", "latent", "image")
+            ]
+        }
+    )
+
+    seed: Seed | None = Field(default=None, description="The image that `/sample` draws from it.")
+    index: int = Field(default=0, ge=0, lt=2**63, description="Which of the seed's images.")
+    latent: list[Coordinate] | None = Field(
+        default=None, min_length=1, max_length=65_536, description="A code, (latent_dim,)."
+    )
     image: str | None = Field(default=None, description="A picture in base64.")
 
 

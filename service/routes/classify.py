@@ -11,7 +11,8 @@ from starlette.responses import Response
 from service.errors import InvalidRequestError
 from service.images import encode_npy
 from service.model import Model
-from service.routes.documentation import answers, media
+from service.routes.answers import ClassifyAnswer
+from service.routes.documentation import MODEL_HEADERS, answers
 from service.routes.endpoint import (
     Endpoint,
     deadline,
@@ -44,10 +45,12 @@ class ClassifyRequest(ScoreOptions, ImageList):
     "/classify",
     response_class=Response,
     responses=answers(
-        {"application/json": {"schema": {"type": "object"}}} | media("npy"),
-        *(400, 404, 406, 413, 415, 422, 503, 504),
+        ClassifyAnswer,
+        *(400, 404, 406, 408, 413, 415, 422, 503, 504),
+        formats=FORMATS[1:],
+        headers=MODEL_HEADERS,
     ),
-    openapi_extra=document_body(ClassifyRequest, "cvae-fashion"),
+    openapi_extra=document_body(ScoreOptions, ClassifyRequest),
     summary="Classify images",
 )
 async def create_classification(request: Request) -> Response:

@@ -6,15 +6,18 @@ from typing import Annotated, Any, Self
 import numpy as np
 from fastapi import APIRouter
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, JsonValue, model_validator
+from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import InvalidRequestError
 from service.manifest import Image
-from service.routes.documentation import PICTURES, answers
+from service.routes.answers import SampleAnswer
+from service.routes.documentation import answers
 from service.routes.endpoint import Endpoint, deadline, header, service_of, timeout_s
-from service.routes.sample import SampleQuery, answer_sampling, plan
+from service.routes.fields import IMAGE_SCHEMA
+from service.routes.sample import SAMPLE_HEADERS, SampleQuery, answer_sampling, plan
+from service.routes.sheets import FORMATS
 from service.routes.uploads import decode_one
 
 router = APIRouter(route_class=Endpoint, tags=["generate"])
@@ -25,21 +28,27 @@ FloatArray = NDArray[np.float32]
 Bit = Annotated[int, Field(ge=0, le=1)]
 MaskRow = Annotated[list[Bit], Field(max_length=MAX_SIDE)]
 
-_DARK: list[JsonValue] = [0 for _ in range(28)]
-_STROKE: list[JsonValue] = [255 if 12 <= column < 16 else 0 for column in range(28)]
-_EXAMPLE_IMAGE: list[JsonValue] = [_STROKE if 6 <= row < 14 else _DARK for row in range(28)]
-
 
 class CompleteRequest(SampleQuery):
     """What is known of a picture, and how many ways to complete it."""
 
+    # The validator below, in the words of a schema.
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"model": "nade-mnist", "image": _EXAMPLE_IMAGE, "known_rows": 14, "n": 4}]
+            "oneOf": [
+                {
+                    "required": ["known_rows"],
+                    "properties": {"known_rows": {"type": "integer"}, "mask": {"type": "null"}},
+                },
+                {
+                    "required": ["mask"],
+                    "properties": {"known_rows": {"type": "null"}, "mask": {"type": "array"}},
+                },
+            ]
         }
     )
 
-    image: list[Any] | str = Field(
+    image: Annotated[list[Any] | str, WithJsonSchema(IMAGE_SCHEMA)] = Field(
         description="Nested integers 0…255, (H, W) or (H, W, C), or a picture in base64. What it "
         "holds where it is not known does not matter."
     )
@@ -63,7 +72,12 @@ class CompleteRequest(SampleQuery):
 @router.post(
     "/complete",
     response_class=Response,
-    responses=answers(PICTURES, 400, 404, 406, 413, 415, 422, 503, 504),
+    responses=answers(
+        SampleAnswer,
+        *(400, 404, 406, 408, 413, 415, 422, 503, 504),
+        formats=FORMATS[1:],
+        headers=SAMPLE_HEADERS,
+    ),
     summary="Complete an image",
 )
 async def create_completion(request: Request, body: CompleteRequest) -> Response:

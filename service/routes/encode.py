@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter
 from numpy.typing import NDArray
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,7 +14,8 @@ from service.errors import InvalidRequestError
 from service.graph import LABEL
 from service.images import encode_base64, encode_npy, encode_picture, enlarge
 from service.model import Model
-from service.routes.documentation import PICTURES, answers, media
+from service.routes.answers import EncodeAnswer, ReconstructAnswer
+from service.routes.documentation import MODEL_HEADERS, answers
 from service.routes.endpoint import (
     Endpoint,
     deadline,
@@ -25,7 +27,7 @@ from service.routes.endpoint import (
 from service.routes.fields import Scale
 from service.routes.labels import class_numbers, require_classes
 from service.routes.negotiation import MEDIA_TYPES, choose_format
-from service.routes.sheets import FORMATS, Columns, check_sheet, encode_sheet
+from service.routes.sheets import FORMATS, Columns, SheetFormat, check_sheet, encode_sheet
 from service.routes.uploads import (
     ImageList,
     ImageOptions,
@@ -40,7 +42,7 @@ from service.service import Service
 router = APIRouter(route_class=Endpoint, tags=["encode"])
 
 ENCODE_FORMATS = ("json", "npy")
-_STATUSES = (400, 404, 406, 413, 415, 422, 503, 504)
+_STATUSES = (400, 404, 406, 408, 413, 415, 422, 503, 504)
 
 
 class EncodeRequest(ImageOptions, ImageList):
@@ -50,6 +52,9 @@ class EncodeRequest(ImageOptions, ImageList):
 class ReconstructOptions(ImageOptions):
     """Which model reconstructs, and how to show it."""
 
+    format: SheetFormat | None = Field(
+        default=None, description="Of the answer; left out, `Accept` decides."
+    )
     columns: Columns = None
     scale: Scale = 1
 
@@ -61,10 +66,8 @@ class ReconstructRequest(ReconstructOptions, ImageList):
 @router.post(
     "/encode",
     response_class=Response,
-    responses=answers(
-        {"application/json": {"schema": {"type": "object"}}} | media("npy"), *_STATUSES
-    ),
-    openapi_extra=document_body(EncodeRequest, "vae-mnist"),
+    responses=answers(EncodeAnswer, *_STATUSES, formats=ENCODE_FORMATS[1:], headers=MODEL_HEADERS),
+    openapi_extra=document_body(ImageOptions, EncodeRequest),
     summary="Find the latents of images",
 )
 async def create_latents(request: Request) -> Response:
@@ -94,8 +97,8 @@ async def create_latents(request: Request) -> Response:
 @router.post(
     "/reconstruct",
     response_class=Response,
-    responses=answers(PICTURES, *_STATUSES),
-    openapi_extra=document_body(ReconstructRequest, "vae-mnist"),
+    responses=answers(ReconstructAnswer, *_STATUSES, formats=FORMATS[1:], headers=MODEL_HEADERS),
+    openapi_extra=document_body(ReconstructOptions, ReconstructRequest),
     summary="Encode images and decode them again",
 )
 async def create_reconstructions(request: Request) -> Response:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from service.batcher import Outcome
 from service.errors import (
@@ -149,6 +150,17 @@ def service_of(request: Request) -> Service:
     """Return what serves the request."""
     service: Service = request.scope["state"]["service"]
     return service
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """List the methods that the routes at a request's path answer, but those that refuse."""
+    methods: set[str] = set()
+    for route in request.app.state.routes:
+        if hasattr(route, "methods") and not route.path.endswith(":path}"):
+            match, _ = route.matches(request.scope)
+            if match is not Match.NONE:
+                methods |= route.methods or set()
+    return sorted(methods)
 
 
 async def read_body(request: Request) -> bytes:

@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic.config import JsonDict
 
 _LARGEST_EXACT_INTEGER = 2**53
 
@@ -20,9 +29,10 @@ def _seed_from_text(value: Any) -> Any:
     return value
 
 
-def _split_commas(value: Any) -> Any:
-    if isinstance(value, str):
-        return tuple(part for part in value.split(",") if part)
+def _split_commas(value: Any, info: ValidationInfo) -> Any:
+    # In JSON, a list is a list; in a query or a form, all values are text.
+    if isinstance(value, str) and info.mode == "python":
+        return tuple(value.split(",")) if value else ()
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -30,11 +40,35 @@ def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
+def _digits_up_to(largest: int) -> str:
+    """Return a pattern of the decimal numbers from 0 to `largest`."""
+    digits = str(largest)
+    ways = [f"[0-9]{{1,{len(digits) - 1}}}", digits]
+    for position, digit in enumerate(digits):
+        if position and digit != "0":
+            rest = len(digits) - position - 1
+            ways.append(f"{digits[:position]}[0-{int(digit) - 1}][0-9]{{{rest}}}")
+    return f"^({'|'.join(ways)})$"
+
+
+NUM_SEEDS = 2**64
+
 Seed = Annotated[
     int,
-    BeforeValidator(_seed_from_text, json_schema_input_type=int | str),
-    Field(ge=0, lt=2**64, description="Integer, or text of digits where it exceeds 2⁵³."),
+    BeforeValidator(_seed_from_text),
+    Field(ge=0, lt=NUM_SEEDS),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "exclusiveMaximum": NUM_SEEDS},
+                {"type": "string", "pattern": _digits_up_to(NUM_SEEDS - 1)},
+            ],
+            "description": "Integer, or text of digits where it exceeds 2⁵³.",
+        }
+    ),
 ]
+MODEL = "`name` for the newest version, or `name@version`; left out, the server's default."
+
 ModelReference = Annotated[
     str,
     Field(
@@ -55,6 +89,18 @@ Truncation = Annotated[
         description="Latents keep this share of their distance to the centre of the prior.",
     ),
 ]
+# What an image may be in JSON; whether it is one of the model's is known once it is decoded.
+_PIXEL: JsonDict = {"type": "integer", "minimum": 0, "maximum": 255}
+_ROW: JsonDict = {"type": "array", "minItems": 1, "items": _PIXEL}
+_COLOUR: JsonDict = {"type": "array", "minItems": 3, "maxItems": 3, "items": _PIXEL}
+_COLOUR_ROW: JsonDict = {"type": "array", "minItems": 1, "items": _COLOUR}
+IMAGE_SCHEMA: JsonDict = {
+    "anyOf": [
+        {"type": "array", "minItems": 1, "items": _ROW, "title": "Grey levels, (H, W)"},
+        {"type": "array", "minItems": 1, "items": _COLOUR_ROW, "title": "Colours, (H, W, 3)"},
+        {"type": "string", "minLength": 1, "format": "byte", "title": "A picture in base64"},
+    ]
+}
 CommaSeparated = BeforeValidator(_split_commas)
 Unique = AfterValidator(_unique)
 

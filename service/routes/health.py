@@ -5,16 +5,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.routes.answers import Liveness, Readiness
 from service.routes.documentation import answers
 from service.routes.endpoint import Endpoint, json_bytes, service_of
 from service.routes.negotiation import MEDIA_TYPES
 
 router = APIRouter(route_class=Endpoint, tags=["health"])
 
-_JSON = {"application/json": {"schema": {"type": "object"}}}
 
-
-@router.get("/livez", response_class=Response, responses=answers(_JSON), summary="Alive?")
+@router.get("/livez", response_class=Response, responses=answers(Liveness), summary="Alive?")
 async def livez(request: Request) -> Response:
     """Answer as long as the process can."""
     return Response(json_bytes({"status": "alive"}), media_type=MEDIA_TYPES["json"])
@@ -23,7 +22,8 @@ async def livez(request: Request) -> Response:
 @router.get(
     "/readyz",
     response_class=Response,
-    responses=answers(_JSON) | {503: {"description": "Not ready; says why.", "content": _JSON}},
+    responses=answers(Readiness)
+    | {503: {"description": "Not ready; says why.", "model": Readiness}},
     summary="Ready for traffic?",
 )
 async def readyz(request: Request) -> Response:

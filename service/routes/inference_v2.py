@@ -8,7 +8,8 @@ from starlette.responses import Response
 
 from service.batcher import Rows
 from service.errors import UnsupportedMediaTypeError
-from service.routes.documentation import BINARY, answers
+from service.routes.answers_v2 import InferAnswer
+from service.routes.documentation import BINARY, MODEL_HEADERS, answers, reference
 from service.routes.endpoint import (
     JSON_TYPES,
     Answer,
@@ -34,40 +35,30 @@ from service.tensors import check_inputs, inputs_of, outputs_of, run_tensors
 
 router = APIRouter(route_class=Endpoint, tags=["open inference protocol"])
 
-JSON, BYTES = MEDIA_TYPES["json"], "application/octet-stream"
+JSON, BYTES = MEDIA_TYPES["json"], MEDIA_TYPES["bytes"]
 
 # Larger bodies are read in a thread, beside the event loop.
 _MAX_QUICK_BYTES = 65_536
 
 _ANSWERS = answers(
-    {JSON: {"schema": {"type": "object"}}, BYTES: {"schema": BINARY}},
-    *(400, 404, 413, 415, 422, 503, 504),
+    InferAnswer,
+    *(400, 404, 408, 413, 415, 422, 503, 504),
+    formats=("bytes",),
+    headers=MODEL_HEADERS,
 )
 _BODY = {
     "parameters": [
         {
             "name": "Inference-Header-Content-Length",
             "in": "header",
-            "schema": {"type": "integer"},
+            "schema": {"type": "integer", "minimum": 1},
             "description": "Bytes of JSON that the body begins with; without it, all are.",
         }
     ],
     "requestBody": {
         "required": True,
         "content": {
-            JSON: {
-                "schema": {"$ref": "#/components/schemas/InferRequest"},
-                "example": {
-                    "inputs": [
-                        {
-                            "name": "noise",
-                            "shape": [1, 64],
-                            "datatype": "FP32",
-                            "data": [0.0] * 64,
-                        }
-                    ]
-                },
-            },
+            JSON: {"schema": reference(InferRequest)},
             BYTES: {"schema": BINARY},
         },
     },

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Query
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -25,7 +25,8 @@ from service.latents import Method, path_through, square_between
 from service.model import Model
 from service.noise import truncate
 from service.routes.anchors import Anchor, check_anchors, latents_of
-from service.routes.documentation import ANIMATIONS, answers
+from service.routes.answers import InterpolateAnswer
+from service.routes.documentation import CACHE_HEADERS, MODEL_HEADERS, answers
 from service.routes.endpoint import (
     Endpoint,
     deadline,
@@ -35,6 +36,7 @@ from service.routes.endpoint import (
     timeout_s,
 )
 from service.routes.fields import (
+    MODEL,
     CommaSeparated,
     ModelReference,
     RequestModel,
@@ -44,7 +46,7 @@ from service.routes.fields import (
     Truncation,
 )
 from service.routes.labels import Labels, class_numbers, require_classes
-from service.routes.negotiation import MEDIA_TYPES, choose_format
+from service.routes.negotiation import MEDIA_TYPES, choose_format, one_of
 from service.routes.sample import cache_headers, is_known_to_client
 from service.service import Service
 
@@ -61,7 +63,7 @@ GridSide = Annotated[int, Field(ge=2, le=512)]
 class Walk(RequestModel):
     """How to walk, and how to show it."""
 
-    model: ModelReference | None = None
+    model: ModelReference | None = Field(default=None, description=MODEL)
     steps: int = Field(default=8, ge=2, le=512, description="Frames per segment, ends included.")
     method: Method | None = Field(
         default=None, description="slerp for a normal prior, lerp for a uniform one."
@@ -78,7 +80,10 @@ class Walk(RequestModel):
         "of the first seed.",
     )
     truncation: Truncation = 1.0
-    format: str | None = Field(default=None, description=f"One of {', '.join(FORMATS)}.")
+    format: Annotated[str, one_of(FORMATS)] | None = Field(
+        default=None,
+        description="Of the answer; left out, `Accept` decides. Of a grid: json, png or npy.",
+    )
     fps: int = Field(default=12, ge=1, le=60, description="Frames per second of animations.")
     scale: Scale = 1
     timeout_ms: TimeoutMs | None = None
@@ -86,12 +91,6 @@ class Walk(RequestModel):
 
 class InterpolateRequest(Walk):
     """Where and how to walk, and how to show it."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"model": "dcgan-fashion", "anchors": [{"seed": 1}, {"seed": 2}]}]
-        }
-    )
 
     anchors: list[Anchor] = Field(min_length=MIN_ANCHORS, max_length=MAX_ANCHORS)
 
@@ -107,7 +106,12 @@ class InterpolateQuery(Walk):
 @router.post(
     "/interpolate",
     response_class=Response,
-    responses=answers(ANIMATIONS, 400, 404, 406, 413, 415, 422, 503, 504),
+    responses=answers(
+        InterpolateAnswer,
+        *(400, 404, 406, 408, 413, 415, 422, 503, 504),
+        formats=FORMATS[1:],
+        headers=MODEL_HEADERS,
+    ),
     summary="Walk through latent space",
 )
 async def create_interpolation(request: Request, body: InterpolateRequest) -> Response:
@@ -120,7 +124,12 @@ async def create_interpolation(request: Request, body: InterpolateRequest) -> Re
 @router.get(
     "/interpolate",
     response_class=Response,
-    responses=answers(ANIMATIONS, 304, 404, 406, 422, 503, 504),
+    responses=answers(
+        InterpolateAnswer,
+        *(304, 404, 406, 422, 503, 504),
+        formats=FORMATS[1:],
+        headers=(*MODEL_HEADERS, *CACHE_HEADERS),
+    ),
     summary="Animate a walk for <img src=…>",
 )
 async def show_interpolation(

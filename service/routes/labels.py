@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic.config import JsonDict
 
 from service.errors import InvalidRequestError, UnsupportedOperationError
 from service.model import Model
@@ -15,12 +16,14 @@ IntArray = NDArray[np.int64]
 Label = int | str
 
 _MAX_LISTED = 50
+_MAX_LABELS = 65_536
+_LABEL_SCHEMA: JsonDict = {"type": ["integer", "string"]}
 
 
 def _as_sequence(value: Any) -> Any:
     # One label may stand alone; in a query several are joined by commas.
     if isinstance(value, str):
-        return tuple(part for part in value.split(",") if part)
+        return tuple(value.split(","))
     if isinstance(value, list):
         return tuple(value)
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -28,8 +31,22 @@ def _as_sequence(value: Any) -> Any:
 
 Labels = Annotated[
     tuple[Label, ...],
-    BeforeValidator(_as_sequence, json_schema_input_type=Label | list[Label]),
-    Field(min_length=1, max_length=65_536, description="Class names or numbers: one, or n."),
+    BeforeValidator(_as_sequence),
+    Field(min_length=1, max_length=_MAX_LABELS),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _LABEL_SCHEMA,
+                {
+                    "type": "array",
+                    "items": _LABEL_SCHEMA,
+                    "minItems": 1,
+                    "maxItems": _MAX_LABELS,
+                },
+            ],
+            "description": "Class names or numbers: one, or n.",
+        }
+    ),
 ]
 
 

@@ -14,7 +14,8 @@ from service.batcher import Rows
 from service.errors import InvalidRequestError, UnsupportedOperationError
 from service.images import encode_npy
 from service.model import Model
-from service.routes.documentation import answers, media
+from service.routes.answers import LogProbAnswer
+from service.routes.documentation import MODEL_HEADERS, answers
 from service.routes.endpoint import (
     Endpoint,
     deadline,
@@ -58,10 +59,12 @@ class LogProbRequest(LogProbOptions, ImageList):
     "/log_prob",
     response_class=Response,
     responses=answers(
-        {"application/json": {"schema": {"type": "object"}}} | media("npy"),
-        *(400, 404, 406, 413, 415, 422, 503, 504),
+        LogProbAnswer,
+        *(400, 404, 406, 408, 413, 415, 422, 503, 504),
+        formats=FORMATS[1:],
+        headers=MODEL_HEADERS,
     ),
-    openapi_extra=document_body(LogProbRequest, "nade-mnist"),
+    openapi_extra=document_body(LogProbOptions, LogProbRequest),
     summary="Score images",
 )
 async def create_log_prob(request: Request) -> Response:

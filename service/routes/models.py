@@ -10,7 +10,8 @@ from starlette.responses import Response
 from service.errors import NotFoundError, UnknownModelError
 from service.manifest import CARD_FILE, FILM_FILE, PREVIEW_FILE
 from service.model import Model
-from service.routes.documentation import answers, media
+from service.routes.answers import ModelDescription, ModelList
+from service.routes.documentation import CACHE_HEADERS, answers
 from service.routes.endpoint import PUBLIC, Endpoint, json_bytes, service_of
 from service.routes.negotiation import MEDIA_TYPES
 from service.routes.sample import is_known_to_client
@@ -23,11 +24,10 @@ _FILES = {
     "preview": (PREVIEW_FILE, "image/png"),
     "film": (FILM_FILE, "image/webp"),
 }
-_JSON = {"application/json": {"schema": {"type": "object"}}}
 
 
 @router.get(
-    "/models", response_class=Response, responses=answers(_JSON, 503), summary="List models"
+    "/models", response_class=Response, responses=answers(ModelList, 503), summary="List models"
 )
 async def list_models(request: Request) -> Response:
     """List the newest version of every model, which versions there are, and the default model."""
@@ -44,7 +44,7 @@ async def list_models(request: Request) -> Response:
 @router.get(
     "/models/{name}",
     response_class=Response,
-    responses=answers(_JSON, 404, 503),
+    responses=answers(ModelDescription, 404, 503),
     summary="Describe a model",
 )
 async def show_model(request: Request, name: str) -> Response:
@@ -56,7 +56,7 @@ async def show_model(request: Request, name: str) -> Response:
 @router.get(
     "/models/{name}/versions/{version}",
     response_class=Response,
-    responses=answers(_JSON, 404, 503),
+    responses=answers(ModelDescription, 404, 503),
     summary="Describe a version",
 )
 async def show_version(request: Request, name: str, version: str) -> Response:
@@ -69,7 +69,10 @@ async def show_version(request: Request, name: str, version: str) -> Response:
     "/models/{name}/{file}",
     response_class=Response,
     responses=answers(
-        {"text/markdown": {"schema": {"type": "string"}}} | media("png", "webp"), 304, 404, 503
+        {"text/markdown": {"schema": {"type": "string"}}},
+        *(304, 404, 503),
+        formats=("png", "webp"),
+        headers=CACHE_HEADERS,
     ),
     summary="Card, preview or film of a model",
 )
@@ -83,7 +86,10 @@ async def show_file(request: Request, name: str, file: str) -> Response:
     "/models/{name}/versions/{version}/{file}",
     response_class=Response,
     responses=answers(
-        {"text/markdown": {"schema": {"type": "string"}}} | media("png", "webp"), 304, 404, 503
+        {"text/markdown": {"schema": {"type": "string"}}},
+        *(304, 404, 503),
+        formats=("png", "webp"),
+        headers=CACHE_HEADERS,
     ),
     summary="Card, preview or film of a version",
 )

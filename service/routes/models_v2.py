@@ -11,6 +11,7 @@ from service.errors import UnknownModelError
 from service.manifest import Role
 from service.metrics import GraphTotals
 from service.model import Model
+from service.routes.answers_v2 import GraphConfig, GraphMetadata, GraphReadiness, StatisticsAnswer
 from service.routes.documentation import answers
 from service.routes.endpoint import Endpoint, json_bytes, service_of
 from service.routes.negotiation import MEDIA_TYPES
@@ -22,7 +23,6 @@ from service.tensors import VARIABLE, Tensor, inputs_of, outputs_of
 
 router = APIRouter(route_class=Endpoint, tags=["open inference protocol"])
 
-_JSON = {"application/json": {"schema": {"type": "object"}}}
 _NOTHING = Total(0, 0.0, 0.0)
 
 
@@ -65,7 +65,7 @@ def json_answer(content: Any, status: int = 200) -> Response:
 @router.get(
     "/v2/models/stats",
     response_class=Response,
-    responses=answers(_JSON, 503),
+    responses=answers(StatisticsAnswer, 503),
     summary="Statistics of all graphs",
 )
 async def list_statistics(request: Request) -> Response:
@@ -79,7 +79,7 @@ async def list_statistics(request: Request) -> Response:
 @router.get(
     "/v2/models/{name}",
     response_class=Response,
-    responses=answers(_JSON, 404, 503),
+    responses=answers(GraphMetadata, 404, 503),
     summary="Describe a graph",
 )
 async def show_graph(request: Request, name: str) -> Response:
@@ -90,7 +90,7 @@ async def show_graph(request: Request, name: str) -> Response:
 @router.get(
     "/v2/models/{name}/versions/{version}",
     response_class=Response,
-    responses=answers(_JSON, 404, 503),
+    responses=answers(GraphMetadata, 404, 503),
     summary="Describe a graph of a version",
 )
 async def show_graph_version(request: Request, name: str, version: str) -> Response:
@@ -101,7 +101,7 @@ async def show_graph_version(request: Request, name: str, version: str) -> Respo
 @router.get(
     "/v2/models/{name}/ready",
     response_class=Response,
-    responses=answers(_JSON, 404, 503),
+    responses=answers(GraphReadiness, 404, 503),
     summary="Is a graph ready?",
 )
 async def show_graph_ready(request: Request, name: str) -> Response:
@@ -112,7 +112,7 @@ async def show_graph_ready(request: Request, name: str) -> Response:
 @router.get(
     "/v2/models/{name}/versions/{version}/ready",
     response_class=Response,
-    responses=answers(_JSON, 404, 503),
+    responses=answers(GraphReadiness, 404, 503),
     summary="Is a graph of a version ready?",
 )
 async def show_graph_version_ready(request: Request, name: str, version: str) -> Response:
@@ -123,7 +123,7 @@ async def show_graph_version_ready(request: Request, name: str, version: str) ->
 @router.get(
     "/v2/models/{name}/config",
     response_class=Response,
-    responses=answers(_JSON, 404, 503),
+    responses=answers(GraphConfig, 404, 503),
     summary="Configuration of a graph",
 )
 async def show_config(request: Request, name: str) -> Response:
@@ -134,7 +134,7 @@ async def show_config(request: Request, name: str) -> Response:
 @router.get(
     "/v2/models/{name}/versions/{version}/config",
     response_class=Response,
-    responses=answers(_JSON, 404, 503),
+    responses=answers(GraphConfig, 404, 503),
     summary="Configuration of a graph of a version",
 )
 async def show_version_config(request: Request, name: str, version: str) -> Response:
@@ -145,7 +145,7 @@ async def show_version_config(request: Request, name: str, version: str) -> Resp
 @router.get(
     "/v2/models/{name}/stats",
     response_class=Response,
-    responses=answers(_JSON, 404, 503),
+    responses=answers(StatisticsAnswer, 404, 503),
     summary="Statistics of a graph",
 )
 async def show_statistics(request: Request, name: str) -> Response:
@@ -157,7 +157,7 @@ async def show_statistics(request: Request, name: str) -> Response:
 @router.get(
     "/v2/models/{name}/versions/{version}/stats",
     response_class=Response,
-    responses=answers(_JSON, 404, 503),
+    responses=answers(StatisticsAnswer, 404, 503),
     summary="Statistics of a graph of a version",
 )
 async def show_version_statistics(request: Request, name: str, version: str) -> Response:

@@ -1,6 +1,9 @@
 """Which format an answer has: the `format` field, else `Accept`, else the route's default."""
 
 from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
 
 from service.errors import InvalidRequestError, NotAcceptableError
 
@@ -12,7 +15,13 @@ MEDIA_TYPES = {
     "gif": "image/gif",
     "apng": "image/apng",
     "npy": "application/x-npy",
+    "bytes": "application/octet-stream",
 }
+
+
+def one_of(formats: Sequence[str]) -> Any:
+    """Document a `format` field; `choose_format` checks it, and says what is possible."""
+    return Field(json_schema_extra={"enum": list(formats)})
 
 
 def choose_format(

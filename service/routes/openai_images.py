@@ -3,14 +3,15 @@
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 from fastapi import APIRouter
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from service.batcher import Rows
 from service.errors import InvalidRequestError, ProblemError
@@ -18,7 +19,8 @@ from service.graph import LABEL
 from service.images import PictureFormat, check_size, encode_base64, encode_picture, resize_nearest
 from service.manifest import Image, Manifest
 from service.model import Model
-from service.routes.documentation import OpenAIError, answers
+from service.routes.answers import Name, UsedSeed, Version
+from service.routes.documentation import MODEL_HEADERS, OpenAIError, answers
 from service.routes.endpoint import (
     Answer,
     Endpoint,
@@ -27,7 +29,7 @@ from service.routes.endpoint import (
     service_of,
     timeout_s,
 )
-from service.routes.fields import RequestModel, Seed, TimeoutMs, Truncation, seed_for_json
+from service.routes.fields import MODEL, RequestModel, Seed, TimeoutMs, Truncation, seed_for_json
 from service.routes.labels import require_classes
 from service.routes.negotiation import MEDIA_TYPES
 from service.routes.sample import SampleQuery, Sampling, plan
@@ -37,8 +39,17 @@ router = APIRouter(route_class=Endpoint, tags=["openai"])
 
 PREFIX = "/v1/"
 
-_JSON = {"application/json": {"schema": {"type": "object"}}}
 _MAX_SHOWN_CLASSES = 30
+
+
+def _no(value: bool) -> bool:
+    if value:
+        raise ValueError("is not offered here: leave it out")
+    return value
+
+
+# A Literal of False would take 0 as well, and one of 0 False: they are equal in Python.
+No = Annotated[bool, AfterValidator(_no), WithJsonSchema({"type": "boolean", "const": False})]
 
 
 class ImageGenerationRequest(RequestModel):
@@ -48,29 +59,31 @@ class ImageGenerationRequest(RequestModel):
     could expect to change the picture is refused.
     """
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "dcgan-fashion", "prompt": "", "n": 2}]}
-    )
-
     prompt: str = Field(
         max_length=32_000,
         description="Name or number of a class; empty for any, or for a model without classes.",
     )
-    model: str | None = Field(default=None, max_length=80)
+    model: str | None = Field(default=None, max_length=80, description=MODEL)
     n: int | None = Field(default=None, ge=1, le=65_536, description="Number of images.")
     size: str | None = Field(
         default=None,
         pattern="^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$",
         description="Width x height in pixels, nearest-neighbour enlarged; auto is the model's.",
     )
-    response_format: Literal["b64_json", "url"] | None = None
-    output_format: PictureFormat | None = None
-    output_compression: Literal[100] | None = None
-    quality: Literal["auto", "standard"] | None = None
-    background: Literal["auto", "opaque"] | None = None
-    moderation: Literal["auto", "low"] | None = None
-    stream: Literal[False] | None = None
-    partial_images: Literal[0] | None = None
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default=None, description="b64_json: nothing is stored here that a URL could lead to."
+    )
+    output_format: PictureFormat | None = Field(default=None, description="By default png.")
+    output_compression: Annotated[int, Field(ge=100, le=100)] | None = Field(
+        default=None, description="100: pictures lose nothing that they need not."
+    )
+    quality: Literal["auto", "standard"] | None = Field(default=None, description="Ignored.")
+    background: Literal["auto", "opaque"] | None = Field(default=None, description="Ignored.")
+    moderation: Literal["auto", "low"] | None = Field(default=None, description="Ignored.")
+    stream: No | None = Field(default=None, description="Not offered.")
+    partial_images: Annotated[int, Field(ge=0, le=0)] | None = Field(
+        default=None, description="Not offered."
+    )
     user: str | None = Field(default=None, description="Ignored.")
     safety_identifier: str | None = Field(default=None, description="Ignored.")
     seed: Seed | None = Field(default=None, description="Beyond OpenAI: as of /sample.")
@@ -79,10 +92,49 @@ class ImageGenerationRequest(RequestModel):
     timeout_ms: TimeoutMs | None = None
 
 
+class OpenAIModel(TypedDict):
+    """A model, in OpenAI's words."""
+
+    id: str
+    object: Literal["model"]
+    created: Annotated[int, Field(description="Seconds since 1970.")]
+    owned_by: str
+
+
+class OpenAIModelList(TypedDict):
+    """All models, in OpenAI's words."""
+
+    object: Literal["list"]
+    data: list[OpenAIModel]
+
+
+class OpenAIImage(TypedDict):
+    """An image, in OpenAI's words."""
+
+    b64_json: Annotated[
+        str,
+        Field(description="A picture in base64.", json_schema_extra={"format": "byte"}),
+    ]
+    revised_prompt: NotRequired[Annotated[str, Field(description="The class that was drawn.")]]
+
+
+class OpenAIImages(TypedDict):
+    """Images, in OpenAI's words."""
+
+    created: Annotated[int, Field(description="Seconds since 1970.")]
+    data: list[OpenAIImage]
+    background: Literal["opaque"]
+    output_format: PictureFormat
+    size: Annotated[str, Field(pattern="^[0-9]+x[0-9]+$", description="Width x height.")]
+    model: Name
+    version: Version
+    seed: UsedSeed
+
+
 @router.post(
     "/v1/images/generations",
     response_class=Response,
-    responses=answers(_JSON, 400, 404, 413, 415, 422, 503, 504),
+    responses=answers(OpenAIImages, 400, 404, 408, 413, 415, 422, 503, 504, headers=MODEL_HEADERS),
     summary="Generate images, OpenAI's way",
 )
 async def generate_images(request: Request, body: ImageGenerationRequest) -> Response:
@@ -118,7 +170,7 @@ async def generate_images(request: Request, body: ImageGenerationRequest) -> Res
 @router.get(
     "/v1/models",
     response_class=Response,
-    responses=answers(_JSON, 503),
+    responses=answers(OpenAIModelList, 503),
     summary="List models, OpenAI's way",
 )
 async def list_openai_models(request: Request) -> Response:
@@ -132,7 +184,7 @@ async def list_openai_models(request: Request) -> Response:
 @router.get(
     "/v1/models/{name}",
     response_class=Response,
-    responses=answers(_JSON, 404, 503),
+    responses=answers(OpenAIModel, 404, 503),
     summary="Describe a model, OpenAI's way",
 )
 async def show_openai_model(request: Request, name: str) -> Response:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, Query
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,7 +21,8 @@ from service.images import encode_base64, encode_picture, enlarge
 from service.manifest import Manifest, Operation
 from service.model import Model, seeded_rows
 from service.noise import truncate
-from service.routes.documentation import PICTURES, answers
+from service.routes.answers import SampleAnswer, SampledImage
+from service.routes.documentation import CACHE_HEADERS, MODEL_HEADERS, answers
 from service.routes.endpoint import (
     PUBLIC,
     Answer,
@@ -34,6 +35,7 @@ from service.routes.endpoint import (
     timeout_s,
 )
 from service.routes.fields import (
+    MODEL,
     CommaSeparated,
     ModelReference,
     RequestModel,
@@ -46,12 +48,13 @@ from service.routes.fields import (
 )
 from service.routes.labels import Labels, class_numbers, require_classes
 from service.routes.negotiation import MEDIA_TYPES, choose_format
-from service.routes.sheets import FORMATS, Columns, check_sheet, encode_sheet
+from service.routes.sheets import FORMATS, Columns, SheetFormat, check_sheet, encode_sheet
 from service.service import Service
 
 router = APIRouter(route_class=Endpoint, tags=["generate"])
 
 MAX_LATENT = 1e6
+SAMPLE_HEADERS = (*MODEL_HEADERS, "X-Seed")
 
 FloatArray = NDArray[np.float32]
 Coordinate = Annotated[float, Field(ge=-MAX_LATENT, le=MAX_LATENT)]
@@ -60,7 +63,7 @@ Coordinate = Annotated[float, Field(ge=-MAX_LATENT, le=MAX_LATENT)]
 class SampleQuery(RequestModel):
     """What to generate, and how to show it."""
 
-    model: ModelReference | None = None
+    model: ModelReference | None = Field(default=None, description=MODEL)
     n: int | None = Field(
         default=None,
         ge=1,
@@ -77,7 +80,9 @@ class SampleQuery(RequestModel):
     )
     truncation: Truncation = 1.0
     temperature: float = Field(default=1.0, gt=0, le=10, description="Logits are divided by it.")
-    format: str | None = Field(default=None, description=f"One of {', '.join(FORMATS)}.")
+    format: SheetFormat | None = Field(
+        default=None, description="Of the answer; left out, `Accept` decides."
+    )
     columns: Columns = None
     scale: Scale = 1
     include: Annotated[tuple[Literal["latents", "log_prob"], ...], CommaSeparated, Unique] = Field(
@@ -88,15 +93,6 @@ class SampleQuery(RequestModel):
 
 class SampleRequest(SampleQuery):
     """What to generate, and how to show it."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": "dcgan-fashion", "n": 4, "seed": 7},
-                {"model": "nade-mnist", "n": 2, "temperature": 0.9, "include": ["log_prob"]},
-            ]
-        }
-    )
 
     latents: list[list[Coordinate]] | None = Field(
         default=None,
@@ -125,7 +121,13 @@ class Sampling:
 @router.post(
     "/sample",
     response_class=Response,
-    responses=answers(PICTURES, 400, 404, 406, 413, 415, 422, 503, 504),
+    responses=answers(
+        SampleAnswer,
+        *(400, 404, 406, 408, 413, 415, 422, 503, 504),
+        formats=FORMATS[1:],
+        headers=SAMPLE_HEADERS,
+    ),
+    openapi_extra={"requestBody": {"required": False}},  # nothing at all is {}
     summary="Generate images",
 )
 async def create_sample(request: Request, body: SampleRequest) -> Response:
@@ -138,7 +140,12 @@ async def create_sample(request: Request, body: SampleRequest) -> Response:
 @router.get(
     "/sample",
     response_class=Response,
-    responses=answers(PICTURES, 304, 404, 406, 422, 503, 504),
+    responses=answers(
+        SampleAnswer,
+        *(304, 404, 406, 422, 503, 504),
+        formats=FORMATS[1:],
+        headers=(*SAMPLE_HEADERS, *CACHE_HEADERS),
+    ),
     summary="Generate a picture for <img src=…>",
 )
 async def show_sample(request: Request, query: Annotated[SampleQuery, Query()]) -> Response:
@@ -271,9 +278,9 @@ def _json_answer(
     sampling: Sampling, query: SampleQuery, made: Rows, log_prob: FloatArray | None
 ) -> bytes:
     manifest = sampling.model.manifest
-    described: list[dict[str, Any]] = []
+    described: list[SampledImage] = []
     for position, pixels in enumerate(made["pixels"]):
-        image: dict[str, Any] = {
+        image: SampledImage = {
             "index": sampling.first_index + position,
             "png": encode_base64(encode_picture(enlarge(pixels, query.scale), "png")),
         }
@@ -285,14 +292,13 @@ def _json_answer(
             image["log_prob"] = float(log_prob[position])
         described.append(image)
     seed = None if sampling.seed is None else seed_for_json(sampling.seed)
-    return json_bytes(
-        {
-            "model": manifest.name,
-            "version": manifest.version,
-            "seed": seed,
-            "images": described,
-        }
-    )
+    answer: SampleAnswer = {
+        "model": manifest.name,
+        "version": manifest.version,
+        "seed": seed,
+        "images": described,
+    }
+    return json_bytes(answer)
 
 
 def _check_options(service: Service, model: Model, query: SampleQuery) -> None:

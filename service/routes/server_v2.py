@@ -6,18 +6,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import __version__
-from service.errors import NotFoundError
+from service.errors import MethodNotAllowedError, NotFoundError
+from service.routes.answers_v2 import ListedGraph, ServerLiveness, ServerMetadata, ServerReadiness
 from service.routes.documentation import answers
-from service.routes.endpoint import Endpoint, service_of
+from service.routes.endpoint import Endpoint, allowed_methods, service_of
 from service.routes.fields import RequestModel
 from service.routes.models_v2 import json_answer, name_of
 
 router = APIRouter(route_class=Endpoint, tags=["open inference protocol"])
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
-
-_JSON = {"application/json": {"schema": {"type": "object"}}}
-_LIST = {"application/json": {"schema": {"type": "array"}}}
 
 
 class IndexRequest(RequestModel):
@@ -27,13 +25,17 @@ class IndexRequest(RequestModel):
 
 
 @router.get("/v2/", response_class=Response, include_in_schema=False)
-@router.get("/v2", response_class=Response, responses=answers(_JSON), summary="Describe the server")
+@router.get(
+    "/v2", response_class=Response, responses=answers(ServerMetadata), summary="Describe the server"
+)
 async def show_server(request: Request) -> Response:
     """Tell the server's name, version and extensions."""
     return json_answer({"name": "ptheta", "version": __version__, "extensions": EXTENSIONS})
 
 
-@router.get("/v2/health/live", response_class=Response, responses=answers(_JSON), summary="Alive?")
+@router.get(
+    "/v2/health/live", response_class=Response, responses=answers(ServerLiveness), summary="Alive?"
+)
 async def show_live(request: Request) -> Response:
     """Answer as long as the process can."""
     return json_answer({"live": True})
@@ -42,7 +44,8 @@ async def show_live(request: Request) -> Response:
 @router.get(
     "/v2/health/ready",
     response_class=Response,
-    responses=answers(_JSON) | {503: {"description": "Not ready; says why.", "content": _JSON}},
+    responses=answers(ServerReadiness)
+    | {503: {"description": "Not ready; says why.", "model": ServerReadiness}},
     summary="Ready for traffic?",
 )
 async def show_ready(request: Request) -> Response:
@@ -56,7 +59,8 @@ async def show_ready(request: Request) -> Response:
 @router.post(
     "/v2/repository/index",
     response_class=Response,
-    responses=answers(_LIST, 400, 415, 422, 503),
+    responses=answers(list[ListedGraph], 400, 408, 413, 415, 422, 503),
+    openapi_extra={"requestBody": {"required": False}},  # nothing at all is {}
     summary="List all graphs",
 )
 async def list_graphs(request: Request, body: IndexRequest) -> Response:
@@ -86,6 +90,9 @@ async def list_graphs(request: Request, body: IndexRequest) -> Response:
 @router.api_route("/v2/{path:path}", methods=["GET", "POST"], include_in_schema=False)
 async def refuse(request: Request, path: str) -> Response:
     """Refuse what other servers of the protocol offer and this one does not."""
+    allowed = [method for method in allowed_methods(request) if method != request.method]
+    if allowed:
+        raise MethodNotAllowedError(request.url.path, request.method, allowed)
     if path.startswith("repository/models/"):
         raise NotFoundError(
             "models are not loaded or unloaded over HTTP: publish to the model store and restart"

@@ -15,10 +15,15 @@ from service.images import (
     near_square_columns,
 )
 from service.manifest import Image
+from service.routes.negotiation import one_of
 
 FORMATS = ("json", "png", "webp", "jpeg", "npy")
+SheetFormat = Annotated[str, one_of(FORMATS)]
 
-Columns = Annotated[int | None, Field(ge=1, le=1024, description="Near-square.")]
+Columns = Annotated[
+    int | None,
+    Field(ge=1, le=1024, description="Of the one picture; else near-square."),
+]
 
 
 def check_sheet(

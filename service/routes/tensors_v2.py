@@ -82,9 +82,9 @@ class RequestParameters(Parameters):
 class InputTensor(RequestModel):
     """A named array, whose data is here or after the JSON."""
 
-    name: str = Field(max_length=64)
-    shape: list[int] = Field(max_length=_MAX_AXES)
-    datatype: str = Field(max_length=16)
+    name: str = Field(max_length=64, description="Of the graph's input.")
+    shape: list[int] = Field(max_length=_MAX_AXES, description="Axis 0 is the batch.")
+    datatype: str = Field(max_length=16, description="FP32, INT64, …: the input's own.")
     parameters: InputParameters = InputParameters()
     data: list[Any] | None = Field(default=None, description="Row by row, flat or nested.")
 
@@ -92,7 +92,7 @@ class InputTensor(RequestModel):
 class RequestedOutput(RequestModel):
     """An output that the answer shall tell."""
 
-    name: str = Field(max_length=64)
+    name: str = Field(max_length=64, description="Of the graph's output.")
     parameters: OutputParameters = OutputParameters()
 
 

@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -20,7 +20,7 @@ from service.errors import (
 from service.images import decode_base64, decode_npy, decode_picture, from_pixels
 from service.manifest import Image, Operation, Role
 from service.model import Model
-from service.routes.documentation import BINARY
+from service.routes.documentation import BINARY, reference, without_null
 from service.routes.endpoint import (
     JSON_TYPES,
     media_type_of,
@@ -31,8 +31,9 @@ from service.routes.endpoint import (
     validate_json,
     validate_query,
 )
-from service.routes.fields import ModelReference, RequestModel, Seed, TimeoutMs
+from service.routes.fields import IMAGE_SCHEMA, MODEL, ModelReference, RequestModel, Seed, TimeoutMs
 from service.routes.labels import Labels
+from service.routes.negotiation import one_of
 from service.scoring import Binarize, binarize
 
 JSON, FORM, NPY = "application/json", "multipart/form-data", "application/x-npy"
@@ -43,7 +44,7 @@ FloatArray = NDArray[np.float32]
 class ImageOptions(RequestModel):
     """Which model gets images, and how they are prepared for it."""
 
-    model: ModelReference | None = None
+    model: ModelReference | None = Field(default=None, description=MODEL)
     labels: Labels | None = Field(
         default=None,
         description="Class-conditional models: the class of the images; one label, or one each.",
@@ -54,14 +55,16 @@ class ImageOptions(RequestModel):
     seed: Seed = Field(default=0, description="Of all that is random: here, of binarization.")
     resize: bool = Field(default=False, description="Scale pictures of another size.")
     convert: bool = Field(default=False, description="Turn colour to grey or grey to colour.")
-    format: str | None = Field(default=None, description="Of the answer.")
+    format: Annotated[str, one_of(("json", "npy"))] | None = Field(
+        default=None, description="Of the answer; left out, `Accept` decides."
+    )
     timeout_ms: TimeoutMs | None = None
 
 
 class ImageList(RequestModel):
     """The images of a JSON request."""
 
-    images: list[Any] = Field(
+    images: list[Annotated[Any, WithJsonSchema(IMAGE_SCHEMA)]] = Field(
         min_length=1,
         max_length=65_536,
         description="Nested integers 0…255, (H, W) or (H, W, C), or pictures in base64.",
@@ -174,23 +177,38 @@ def decode_one(item: Any, image: Image) -> FloatArray:
     return _prepare(from_pixels(_decode_item(item, image, options)[None], image), image, options)
 
 
-def document_body(json_type: type[RequestModel], model: str) -> dict[str, Any]:
+def document_body(options_type: type[BaseModel], json_type: type[BaseModel]) -> dict[str, Any]:
     """Describe such a request for the OpenAPI document.
 
     Args:
-        json_type: Its fields as JSON.
-        model: Name of a model for the example.
+        options_type: Its fields but the images.
+        json_type: Its fields with the images, as JSON has them.
     """
-    schema = json_type.model_json_schema(ref_template="#/components/schemas/{model}")
-    example = {"model": model, "images": [[[0] * 28 for _ in range(28)]]}
-    files = {"type": "array", "items": BINARY}
-    form = {"type": "object", "properties": {"images": files}, "additionalProperties": True}
-    content = {
-        JSON: {"schema": schema, "example": example},
-        FORM: {"schema": form},
-        NPY: {"schema": BINARY},
+    options = without_null(options_type.model_json_schema()["properties"])
+    parameters = [
+        {
+            "name": name,
+            "in": "query",
+            "schema": schema,
+            "description": f"Only of {NPY}: else a field of the body. {schema['description']}",
+        }
+        for name, schema in options.items()
+    ]
+    files = {"type": "array", "items": BINARY, "minItems": 1, "description": "PNG, JPEG or WebP."}
+    labels = {"type": "string", "description": f"{options['labels']['description']} By commas."}
+    form = {
+        "type": "object",
+        "properties": options | {"labels": labels, "images": files},
+        "required": ["images"],
+        "additionalProperties": False,
     }
-    return {"requestBody": {"required": True, "content": content}}
+    array = BINARY | {"description": "uint8 or float32, (N, H, W) or (N, H, W, C), 0 to 255."}
+    content = {
+        JSON: {"schema": reference(json_type)},
+        FORM: {"schema": form},
+        NPY: {"schema": array},
+    }
+    return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
 
 
 async def _parse_form(request: Request, body: bytes) -> tuple[dict[str, Any], list[bytes]]:

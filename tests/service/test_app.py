@@ -87,6 +87,23 @@ class TestErrors:
         problem(response, "method-not-allowed", 405)
         assert response.headers["allow"]
 
+    @pytest.mark.parametrize(
+        ("method", "path", "allowed"),
+        [
+            ("OPTIONS", "/sample", "GET, POST"),
+            ("DELETE", "/interpolate", "GET, POST"),
+            ("POST", "/v2/health/live", "GET"),
+            ("POST", "/v2/models/stats", "GET"),
+            ("GET", "/v2/repository/index", "POST"),
+        ],
+    )
+    def test_all_methods_that_are_allowed_are_told(
+        self, client: httpx.Client, method: str, path: str, allowed: str
+    ) -> None:
+        response = client.request(method, path)
+        problem(response, "method-not-allowed", 405)
+        assert response.headers["allow"] == allowed
+
     @pytest.mark.parametrize("path", ["/sample", "/models/tiny-rgb"])
     def test_a_bug_is_told_without_its_text_and_logged_under_its_request_id(
         self,
@@ -155,6 +172,42 @@ class TestDocumentation:
             for operation in methods.values()
         )
         assert max(names.values()) == 1
+
+    def test_every_link_leads_to_an_operation_and_its_parameters(
+        self, document: dict[str, Any]
+    ) -> None:
+        operations = {
+            operation["operationId"]: operation
+            for methods in document["paths"].values()
+            for operation in methods.values()
+        }
+        links = [
+            link
+            for operation in operations.values()
+            for link in operation["responses"]["200"].get("links", {}).values()
+        ]
+        assert len(links) > 20
+        for link in links:
+            target = operations[link["operationId"]]
+            known = {parameter["name"] for parameter in target.get("parameters", ())}
+            assert {name.removeprefix("query.") for name in link.get("parameters", {})} <= known
+            assert "requestBody" in target or "requestBody" not in link
+
+    def test_every_parameter_and_answer_is_described(self, document: dict[str, Any]) -> None:
+        for path, methods in document["paths"].items():
+            for operation in methods.values():
+                for parameter in operation.get("parameters", ()):
+                    assert parameter["description"], f"{path}: {parameter['name']}"
+                for media_type, content in operation["responses"]["200"]["content"].items():
+                    assert content["schema"] != {"type": "object"}, f"{path}: {media_type}"
+                    assert content["schema"], f"{path}: {media_type}"
+
+    def test_large_bounds_are_written_as_the_integers_that_they_are(
+        self, client: httpx.Client
+    ) -> None:
+        text = client.get("/openapi.json").text
+        assert '"exclusiveMaximum":18446744073709551616' in text
+        assert "e+" not in text
 
     def test_a_problem_shows_all_members_that_every_problem_has(
         self, document: dict[str, Any]

@@ -18,7 +18,7 @@ MADE: list[ProblemError] = [
     errors.MalformedRequestError("no JSON"),
     errors.UnknownModelError("x", ["a@1"]),
     errors.NotFoundError("nothing"),
-    errors.MethodNotAllowedError("not so"),
+    errors.MethodNotAllowedError("/sample", "PUT", ["GET", "POST"]),
     errors.NotAcceptableError("text/html", ["image/png"]),
     errors.SlowRequestError(2.5),
     errors.PayloadTooLargeError(1000),

@@ -232,7 +232,9 @@ class TestProtocol:
 
     def test_other_methods_are_refused(self, client: httpx.Client) -> None:
         problem(client.delete("/v2/models/tiny-latent.generate"), "method-not-allowed", 405)
-        problem(client.get(PATH), "not-found", 404)
+        told = client.get(PATH)
+        problem(told, "method-not-allowed", 405)
+        assert told.headers["allow"] == "POST"
 
 
 def test_calls_wait_in_the_queue_of_all_other_routes(serve: Serve) -> None:

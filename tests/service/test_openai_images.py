@@ -181,6 +181,17 @@ class TestPictures:
             np.testing.assert_array_equal(pictures(response), expected)
             assert (expected != sampled(process, model=model, n=5)).any()
 
+    @pytest.mark.parametrize(
+        "field", [{"stream": 0}, {"stream": True}, {"partial_images": False}, {"partial_images": 1}]
+    )
+    def test_what_is_only_equal_to_a_possible_value_is_refused(
+        self, process: Process, field: dict[str, Any]
+    ) -> None:
+        with process.client() as http:
+            response = http.post("/v1/images/generations", json={"prompt": ""} | field)
+        assert response.status_code == 422
+        assert response.json()["error"]["param"] == next(iter(field))
+
     def test_what_changes_nothing_is_taken(self, client: openai.OpenAI) -> None:
         assert client.images.generate(
             prompt="",
