@@ -258,16 +258,9 @@ if hasattr(os, "register_at_fork"):
 async def _render_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
     service_of(request).metrics.on_refusal(error.slug)
-    is_openai = request.scope["path"].startswith(openai_images.PREFIX)
-    content: dict[str, Any] = {
-        "type": error.slug,
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
-        "error": openai_images.describe_error(error) if is_openai else error.detail,
-        "request_id": request.scope["state"]["request_id"],
-        **error.extensions,
-    }
+    content = error.content(request.scope["state"]["request_id"])
+    if request.scope["path"].startswith(openai_images.PREFIX):
+        content["error"] = openai_images.describe_error(error)
     return Response(
         json_bytes(content), status_code=error.status, headers=error.headers, media_type=PROBLEM
     )

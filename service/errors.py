@@ -51,6 +51,22 @@ class ProblemError(Exception):
         """Further headers of the answer."""
         return {}
 
+    def content(self, request_id: str) -> dict[str, Any]:
+        """Return the answer's JSON object.
+
+        Args:
+            request_id: What the log knows the request by.
+        """
+        return {
+            "type": self.slug,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "error": self.detail,  # where clients of the Open Inference Protocol look
+            "request_id": request_id,
+            **self.extensions,
+        }
+
 
 class InvalidRequestError(ProblemError):
     """A field breaks its rule.

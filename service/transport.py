@@ -1,10 +1,15 @@
 """How answers leave the process: headers and body in one packet, all of a batch one by one."""
 
 import asyncio
+import json
+import secrets
 from collections.abc import Callable
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.errors import MalformedRequestError
+from service.routes.documentation import PROBLEM
 
 # Larger pieces are written at once, so that they are not copied.
 _LARGE_BYTES = 64 * 1024
@@ -27,6 +32,23 @@ class Protocol(HttpToolsProtocol):
         """Begin a request."""
         super().on_message_begin()
         self.scope["extensions"] = {DEPARTURES: self.departures}  # type: ignore[dict-item]
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP in the shape of all errors, and end the connection.
+
+        Args:
+            msg: uvicorn's own words, which tell no client what to do.
+        """
+        error = MalformedRequestError(
+            "this is no HTTP/1.1 request; mind the request line, its length, and the headers"
+        )
+        body = json.dumps(error.content(secrets.token_hex(8))).encode()
+        head = (
+            f"HTTP/1.1 {error.status} Bad Request\r\ncontent-type: {PROBLEM}\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the work for whoever has gone."""

@@ -304,7 +304,12 @@ class TestProtocol:
 
     def test_what_is_no_http_is_refused_and_harms_nobody(self, server: Served) -> None:
         raw = raw_answer(raw_request(server, b"\x16\x03\x01\x02\x00 hello\r\n\r\n"))
-        assert raw.startswith(b"HTTP/1.1 400 ") or not raw
+        head, _, body = raw.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b"application/problem+json" in head
+        content = json.loads(body)
+        assert (content["type"], content["status"]) == ("invalid-request", 400)
+        assert content["request_id"]
         assert answer(server.client.get("/livez"))
 
 
