@@ -134,6 +134,9 @@ class Application(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            # As GET to all of us; the server, which keeps the scope as it came, sends no body.
+            scope = {**scope, "method": "GET"}
         began = time.perf_counter()
         service: Service = self.state.service
         request_id = _request_id(scope)

@@ -313,6 +313,29 @@ class TestProtocol:
         assert answer(server.client.get("/livez"))
 
 
+class TestHead:
+    @pytest.mark.parametrize(
+        "path", ["/sample?seed=1", "/models", "/models/tiny-latent/preview", "/livez", "/", "/v2"]
+    )
+    def test_it_has_the_headers_of_get_and_no_body(self, client: httpx.Client, path: str) -> None:
+        head, get = client.head(path), client.get(path)
+        assert head.status_code == get.status_code == 200
+        assert head.content == b""
+        for name in ("content-type", "content-length", "etag", "cache-control"):
+            assert head.headers.get(name) == get.headers.get(name)
+
+    def test_the_connection_stays_in_step(self, server: Served) -> None:
+        content = b"HEAD /sample HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n"
+        raw = raw_answer(raw_request(server, content + b"Connection: close\r\n\r\n"))
+        assert raw.count(b"HTTP/1.1 200 OK") == 2
+        assert raw.endswith(b"}")
+
+    def test_what_only_takes_a_body_does_not_answer_it(self, client: httpx.Client) -> None:
+        response = client.head("/log_prob")
+        assert response.status_code == 405
+        assert response.headers["allow"] == "POST"
+
+
 class TestOtherSites:
     @pytest.mark.parametrize(
         "path",
