@@ -88,6 +88,13 @@ function byLikelihood(a, b) {
   return bits(a) === bits(b) ? a.name.localeCompare(b.name) : bits(a) - bits(b);
 }
 
+// Four images of seed 0: a kilobyte or two, kept for ever, where previews have some fifty.
+function thumbnail({ name, version, image }) {
+  const scale = Math.max(1, Math.min(16, Math.floor(24 / image.shape[2])));
+  const fields = { model: `${name}@${version}`, seed: 0, n: 4, columns: 2, scale, format: "png" };
+  return address("sample", fields);
+}
+
 function choice(model) {
   const label = document.createElement("label");
   label.className = "choice";
@@ -95,10 +102,8 @@ function choice(model) {
   Object.assign(radio, { type: "radio", name: "model", value: model.name });
   const thumb = label.appendChild(document.createElement("span"));
   thumb.className = "thumb";
-  if (model.links.preview) {
-    const image = thumb.appendChild(document.createElement("img"));
-    Object.assign(image, { loading: "lazy", alt: "", src: address(model.links.preview) });
-  }
+  const image = thumb.appendChild(document.createElement("img"));
+  Object.assign(image, { loading: "lazy", alt: "", src: thumbnail(model) });
   const nats = testNats(model);
   add(label, "name", model.name);
   add(label, `badge ${model.density}`, model.density);
