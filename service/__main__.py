@@ -32,7 +32,11 @@ def main() -> None:
     try:
         status = supervise(settings) if settings.num_processes > 1 else _serve_alone(settings)
     except OSError as error:
-        print(f"cannot serve at {settings.host}:{settings.port}: {error}", file=sys.stderr)
+        print(
+            f"cannot serve at {settings.host}:{settings.port}: {error}; PTHETA_PORT and "
+            "PTHETA_HOST choose another place",
+            file=sys.stderr,
+        )
         status = 1
     sys.exit(status)
 

@@ -53,6 +53,7 @@ from service.service import Service
 router = APIRouter(route_class=Endpoint, tags=["generate"])
 
 FORMATS = ("json", "png", "gif", "webp", "apng", "npy")
+ANIMATED = ("gif", "webp", "apng")
 SQUARE_FORMATS = ("json", "png", "npy")
 MIN_ANCHORS, MAX_ANCHORS = 2, 64
 
@@ -183,7 +184,10 @@ async def _answer(
 
 
 def _format_of(request: Request, walk: Walk, default: str) -> str:
-    possible = FORMATS if walk.grid is None else SQUARE_FORMATS
+    possible: tuple[str, ...] = FORMATS if walk.grid is None else SQUARE_FORMATS
+    if default in ANIMATED and walk.format is None:
+        # A browser that names png and not webp among its pictures still wants to see them move.
+        possible = tuple(name for name in possible if name != "png")
     return choose_format(walk.format, request.headers.get("accept"), possible, default)
 
 

@@ -315,6 +315,20 @@ class TestGet:
         assert shown.headers["content-type"] == "image/webp"
         assert shown.content == walk(client, steps=4, format="webp").content
 
+    @pytest.mark.parametrize(
+        ("accept", "expected"),
+        [
+            ("image/png,image/svg+xml,image/*;q=0.8,video/*;q=0.8,*/*;q=0.5", "image/webp"),
+            ("image/avif,image/webp,image/apng,image/*,*/*;q=0.8", "image/webp"),
+            ("image/gif", "image/gif"),
+            ("*/*", "image/webp"),
+        ],
+    )
+    def test_a_browser_sees_it_move(self, client: httpx.Client, accept: str, expected: str) -> None:
+        headers = {"Accept": accept}
+        response = client.get("/interpolate", params={"seeds": "1,2"}, headers=headers)
+        assert response.headers["content-type"] == expected
+
     def test_all_fields_may_be_parameters(self, client: httpx.Client) -> None:
         fields: dict[str, Any] = {
             "model": "tiny-rgb@1",
