@@ -49,6 +49,8 @@ class Session:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # An arena of each graph's own would keep what its largest batch took, in every process.
+        options.enable_cpu_mem_arena = False
         self._session = onnxruntime.InferenceSession(
             path, options, providers=list(device.providers)
         )

@@ -1,0 +1,36 @@
+"""What a run has freed on one thread serves the next run on another."""
+
+import subprocess
+import sys
+
+CODE = """
+import numpy as np
+from pathlib import Path
+from threading import Thread
+from service.memory import share_freed_memory
+
+def resident_bytes():
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+def run():
+    blocks = [np.ones(2**13) for _ in range(800)]  # 50 MiB in blocks that are no mappings
+    ends.append(np.ones(1))  # keeps the heap from shrinking
+
+ends = []
+if not share_freed_memory():
+    print("no glibc")
+else:
+    before = resident_bytes()
+    for _ in range(4):
+        thread = Thread(target=run)
+        thread.start()
+        thread.join()
+        run()
+    print((resident_bytes() - before) // 2**20)
+"""
+
+
+def test_threads_take_turns_at_the_same_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    if done.stdout.strip() != "no glibc":
+        assert int(done.stdout) <= 10
