@@ -70,6 +70,11 @@ class Server(uvicorn.Server):
         elif sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen; what signals have waited for the handlers now come."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        await super().startup(sockets)
+
     async def on_tick(self, counter: int) -> bool:
         """Look after the drain window and what processes tell each other, ten times a second."""
         self._app.state.service.tick()

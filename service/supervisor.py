@@ -170,7 +170,8 @@ class Crew:
             for number in _ENDINGS:  # until and after the server has handlers of its own
                 signal.signal(number, lambda *_: os._exit(0))
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            # Signals stay blocked until the server has handlers: a child that ended at once would
+            # leave connections to its listener without anybody to answer them.
             reading, writing = self._lifeline
             os.close(writing)
             threading.Thread(target=_end_with_parent, args=(reading,), daemon=True).start()
