@@ -71,8 +71,9 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen; what signals have waited for the handlers now come."""
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        """Begin to listen; signals that the supervisor held back until now may come."""
+        if hasattr(signal, "pthread_sigmask"):  # Windows has none, and no supervisor
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:

@@ -157,7 +157,10 @@ class Crew:
         return status
 
     def fork(self, work: Callable[[], int]) -> int:
-        """Run a function in a child, whose exit status it returns; returns the child's id."""
+        """Run a function in a child, whose exit status it returns; returns the child's id.
+
+        Signals that would end the child wait until the function lets them come.
+        """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid:
@@ -167,7 +170,7 @@ class Crew:
         try:
             os.setpgid(0, 0)  # an interrupt from the terminal reaches the parent alone
             signal.set_wakeup_fd(-1)
-            for number in _ENDINGS:  # until and after the server has handlers of its own
+            for number in _ENDINGS:  # after the server, which has handlers of its own
                 signal.signal(number, lambda *_: os._exit(0))
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             # Signals stay blocked until the server has handlers: a child that ended at once would

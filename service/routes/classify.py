@@ -25,7 +25,6 @@ from service.routes.estimators import ScoreOptions, check_rows, check_samples, e
 from service.routes.negotiation import MEDIA_TYPES, choose_format
 from service.routes.uploads import (
     ImageList,
-    check_binarize,
     decode_upload,
     document_body,
     read_upload,
@@ -56,11 +55,9 @@ class ClassifyRequest(ScoreOptions, ImageList):
 async def create_classification(request: Request) -> Response:
     """Tell p(label given x) by Bayes' rule from log p(x given label), all labels equally likely."""
     service = service_of(request)
-    service.require_serving()
     upload = await read_upload(request, ScoreOptions, ClassifyRequest, "classify", "log_prob")
     model, options = upload.model, upload.options
     answer_format = choose_format(options.format, request.headers.get("accept"), FORMATS, "json")
-    check_binarize(upload)
     check_samples(service, model, options.num_importance_samples)
     if options.labels is not None:
         raise InvalidRequestError.of_field("labels", "are what is asked here: leave them out")

@@ -32,7 +32,6 @@ from service.routes.uploads import (
     ImageList,
     ImageOptions,
     Upload,
-    check_binarize,
     decode_upload,
     document_body,
     read_upload,
@@ -73,7 +72,6 @@ class ReconstructRequest(ReconstructOptions, ImageList):
 async def create_latents(request: Request) -> Response:
     """Tell mean and log-variance of the posterior over latents, given each image."""
     service = service_of(request)
-    service.require_serving()
     upload = await read_upload(request, ImageOptions, EncodeRequest, "encode", "encode")
     model, options = upload.model, upload.options
     accept = request.headers.get("accept")
@@ -104,7 +102,6 @@ async def create_latents(request: Request) -> Response:
 async def create_reconstructions(request: Request) -> Response:
     """Show what the model decodes from the posterior's mean of each image."""
     service = service_of(request)
-    service.require_serving()
     upload = await read_upload(
         request, ReconstructOptions, ReconstructRequest, "reconstruct", "encode"
     )
@@ -136,7 +133,6 @@ async def create_reconstructions(request: Request) -> Response:
 
 
 def _check(service: Service, upload: Upload[Any]) -> None:
-    check_binarize(upload)
     if upload.options.labels is not None:
         require_classes(service, upload.model)
     elif upload.model.manifest.labels:

@@ -29,7 +29,6 @@ from service.routes.labels import class_numbers, require_classes
 from service.routes.negotiation import MEDIA_TYPES, choose_format
 from service.routes.uploads import (
     ImageList,
-    check_binarize,
     decode_upload,
     document_body,
     read_upload,
@@ -70,11 +69,9 @@ class LogProbRequest(LogProbOptions, ImageList):
 async def create_log_prob(request: Request) -> Response:
     """Tell the log-likelihood of images in nats: JSON, multipart files or a .npy array."""
     service = service_of(request)
-    service.require_serving()
     upload = await read_upload(request, LogProbOptions, LogProbRequest, "log_prob", "log_prob")
     model, options = upload.model, upload.options
     answer_format = choose_format(options.format, request.headers.get("accept"), FORMATS, "json")
-    check_binarize(upload)
     _check_options(service, model, options)
     num_samples = options.num_samples
 

@@ -13,7 +13,6 @@ from service.routes.sample import is_known_to_client
 
 router = APIRouter(route_class=Endpoint, include_in_schema=False)
 
-_METHODS = ["GET", "HEAD"]
 _ASSETS = read_assets(Path(__file__).parents[1] / "page")
 
 # Nothing from elsewhere, nothing inline, and no page around ours.
@@ -31,19 +30,19 @@ _POLICY = {
 _DOCS_POLICY = _POLICY | {"style-src": "'self' 'unsafe-inline'"}
 
 
-@router.api_route("/", methods=_METHODS, response_class=Response)
+@router.get("/", response_class=Response)
 async def show_page(request: Request) -> Response:
     """Answer the front page: what is served, to try out."""
     return _answer(request, "index.html", _POLICY)
 
 
-@router.api_route("/docs", methods=_METHODS, response_class=Response)
+@router.get("/docs", response_class=Response)
 async def show_docs(request: Request) -> Response:
     """Answer the page of all routes and fields: Swagger UI, from this server alone."""
     return _answer(request, "docs.html", _DOCS_POLICY)
 
 
-@router.api_route("/page/{file}", methods=_METHODS, response_class=Response)
+@router.get("/page/{file}", response_class=Response)
 async def show_page_file(request: Request, file: str) -> Response:
     """Answer a script, style or icon of the pages."""
     if file not in _ASSETS:

@@ -108,6 +108,7 @@ async def read_upload(
     Raises:
         ProblemError: The model, a field, the body or its media type is not possible.
     """
+    service_of(request).require_serving()
     media_type = media_type_of(request)
     if media_type not in {*JSON_TYPES, FORM, NPY}:
         raise UnsupportedMediaTypeError(media_type, [JSON, FORM, NPY])
@@ -115,6 +116,7 @@ async def read_upload(
     def admit(options: OptionsT) -> Model:
         model = service_of(request).find(options.model, operation)
         model.graphs[role].batcher.admit(num_rows=1)
+        _check_binarize(model, options)
         return model
 
     if media_type == NPY:
@@ -154,14 +156,8 @@ async def decode_upload(request: Request, upload: Upload[OptionsT]) -> FloatArra
     return images
 
 
-def check_binarize(upload: Upload[OptionsT]) -> None:
-    """Refuse a way to binarize where the model takes grey levels.
-
-    Raises:
-        InvalidRequestError: It does.
-    """
-    model = upload.model
-    if upload.options.binarize is not None and model.manifest.image.values != "binary":
+def _check_binarize(model: Model, options: ImageOptions) -> None:
+    if options.binarize is not None and model.manifest.image.values != "binary":
         raise InvalidRequestError.of_field(
             "binarize", f"{model.reference} takes grey levels as they are"
         )

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from tests.service.answers import answer, problem
 from tests.service.bundles import write_store
 from tests.service.conftest import Start
-from tests.service.process import Process
+from tests.service.process import REPOSITORY, Process
 from tests.service.server import wait_until
 
 pytestmark = [
@@ -125,6 +126,33 @@ def test_without_the_parent_the_processes_end_too(trio: Process) -> None:
     trio.popen.kill()
     assert trio.wait() == -signal.SIGKILL
     wait_until(lambda: not any(map(is_alive, children)))
+
+
+EARLY_SIGNAL = """
+import os, signal
+from service.supervisor import Crew
+
+told, tell = os.pipe()
+
+def work():
+    os.read(told, 1)  # only once the signal is there
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    return 1
+
+crew = Crew(None, None, [], os.pipe())
+child = crew.fork(work)
+os.kill(child, signal.SIGTERM)
+os.write(tell, b".")
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_signal_before_the_server_has_handlers_waits_for_them() -> None:
+    # Ended at once, a process would leave those in the queue of its listener without an answer.
+    command = [sys.executable, "-c", EARLY_SIGNAL]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "7", done.stderr
 
 
 def test_until_the_models_are_loaded_it_says_so(start: Start, tmp_path: Path) -> None:
