@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ptheta_client import Client
+from service.manifest import version_folders
 from tests.service.process import REPOSITORY, running
 
 EMBEDDING = REPOSITORY / "docs/embedding"
@@ -19,6 +20,11 @@ STORE = REPOSITORY / "model_store"
 
 UInt8Array = NDArray[np.uint8]
 Node = Callable[..., bytes]
+
+
+def newest(model: str) -> Path:
+    """Return the folder of a model's newest version, which is what the service answers with."""
+    return [folder for name, _, folder in version_folders(STORE) if name == model][-1]
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +69,7 @@ def draw_in_node(node: Node, packages: Path) -> Callable[..., UInt8Array]:
     """Return a function that draws images of a bundle in Node, as (n, H, W)."""
 
     def draw(model: str, **request: Any) -> UInt8Array:
-        picture = node("node.mjs", str(STORE / model / "1"), json.dumps(request))
+        picture = node("node.mjs", str(newest(model)), json.dumps(request))
         kind, size, largest, content = picture.split(b"\n", maxsplit=3)
         assert (kind, largest) == (b"P5", b"255")
         width, height = map(int, size.split())
