@@ -39,7 +39,7 @@ async function start() {
   });
   element("model").hidden = false;
   loading.hidden = true;
-  const wanted = [location.hash.slice(1), preferred.split("@")[0], models[0].name];
+  const wanted = [location.hash.slice(1), preferred?.split("@")[0], models[0].name];
   show(wanted.find((name) => models.some((model) => model.name === name)));
 }
 
