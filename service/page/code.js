@@ -68,7 +68,8 @@ function button(parent, text, onclick) {
 function asCurl({ url, body, file }) {
   const data = body ? ` -d ${quoted(JSON.stringify(body))}` : "";
   const key = apiKey() ? ' -H "Authorization: Bearer $KEY"' : ""; // never the key itself
-  return `curl${key} ${quoted(url)}${data}${file ? ` -o ${file}` : ""}`;
+  // -f: what the server refuses should not lie in a file that is named like a picture.
+  return `curl${file ? " -f" : ""}${key} ${quoted(url)}${data}${file ? ` -o ${file}` : ""}`;
 }
 
 function quoted(text) {
