@@ -226,7 +226,7 @@ def _use(manifest: Manifest, graphs: Mapping[Role, Graph]) -> str:
 From the service:
 
 ```sh
-curl "http://localhost:8000/sample?model={manifest.reference}&n=64&seed=0{label}" -o samples.png
+curl -f "http://localhost:8000/sample?model={manifest.reference}&n=64&seed=0{label}" -o samples.png
 ```
 
 Without it, by ONNX Runtime and NumPy alone:

@@ -7,6 +7,7 @@ import sys
 from pydantic import ValidationError
 
 from service.app import create_app
+from service.banner import print_where_to_click
 from service.memory import share_freed_memory
 from service.server import Server
 from service.settings import Settings
@@ -30,7 +31,6 @@ def main() -> None:
     # Requests make little garbage in cycles: looking for it less often spares some per cent.
     gc.set_threshold(20_000, 20, 50)
     share_freed_memory()
-    _print_where_to_click(settings)
     try:
         status = supervise(settings) if settings.num_processes > 1 else _serve_alone(settings)
     except OSError as error:
@@ -44,22 +44,13 @@ def main() -> None:
 
 
 def _serve_alone(settings: Settings) -> int:
-    server = Server(create_app(settings), settings)
+    server = Server(
+        create_app(settings),
+        settings,
+        on_listening=lambda port: print_where_to_click(settings, port),
+    )
     server.run()
     return 0 if server.started else 1
-
-
-def _print_where_to_click(settings: Settings) -> None:
-    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
-    base = f"http://{host}:{settings.port}"
-    lines = (
-        f"ptheta serves {settings.model_store} at {base}",
-        f"  {base}/              the models, to play with",
-        f"  {base}/docs          every route, to try out",
-        f"  {base}/sample?n=64   a picture",
-        f"  {base}/models        what is served",
-    )
-    print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from service.errors import (
     NotFoundError,
     ProblemError,
 )
+from service.gate import Gate, mark
 from service.openapi import document_routes
 from service.routes import (
     classify,
@@ -99,6 +100,8 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
         },
     )
     app.state.service = service or Service(settings)
+    accounts = app.state.service.accounts
+    app.gate = None if accounts is None else Gate(accounts)
     modules = (
         *(sample, complete, interpolate, log_prob, classify, encode, models, health, page),
         *(openai_images, inference_v2, models_v2, server_v2),  # the last refuses what is left
@@ -125,9 +128,11 @@ class Application(FastAPI):
         short_ways: Handlers of routes without path parameters, by method and path. They are
             reached without FastAPI's own layers, which cost more than drawing the noise of an
             image; the same handlers and the same error shape serve both ways.
+        gate: Asks for API keys; None where none are configured.
     """
 
     short_ways: dict[tuple[str, str], Handler]
+    gate: Gate | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the life of the server."""
@@ -142,6 +147,7 @@ class Application(FastAPI):
         request_id = _request_id(scope)
         scope["app"] = self
         scope["state"] = {**scope.get("state", {}), "service": service, "request_id": request_id}
+        gate = self.gate
         status, is_answered = 0, False
 
         async def send_with_id(message: Message) -> None:
@@ -152,6 +158,8 @@ class Application(FastAPI):
                 # Where another process does, or has more time.
                 if service.phase != "serving" or service.sheds_connection():
                     message["headers"].append((b"connection", b"close"))
+                if gate is not None:
+                    mark(message)
             elif not message.get("more_body"):
                 if _leaves_body_unread(scope):
                     await send({**message, "more_body": True})
@@ -162,7 +170,9 @@ class Application(FastAPI):
 
         handle = self.short_ways.get((scope["method"], scope["path"]))
         try:
-            if handle is None:
+            if gate is not None and (answer := await _stop(gate, Request(scope))) is not None:
+                await answer(scope, receive, send_with_id)
+            elif handle is None:
                 await super().__call__(scope, receive, send_with_id)
             else:
                 await _serve(handle, Request(scope, receive, send), send_with_id)
@@ -187,6 +197,8 @@ def _log_access(scope: Scope, status: int, seconds: float) -> None:
         "status": status,
         "ms": round(1000 * seconds, 2),
     }
+    if "key" in scope["state"]:  # the name of one, never the key
+        record["key"] = scope["state"]["key"]
     access_logger.info(json_bytes(record).decode())
 
 
@@ -218,6 +230,14 @@ async def _discard_body(receive: Receive) -> None:
 def _route_of(scope: Scope) -> str:
     # The template, not the path: a client must not choose how many time series there are.
     return str(getattr(scope.get("route"), "path", ""))
+
+
+async def _stop(gate: Gate, request: Request) -> Response | None:
+    try:
+        gate.enter(request.scope)
+    except ProblemError as error:
+        return await _render_problem(request, error)
+    return gate.preflight(request.scope)
 
 
 async def _serve(handle: Handler, request: Request, send: Send) -> None:

@@ -3,6 +3,8 @@
     ProblemError
     ├── InvalidRequestError            422  invalid-request
     │   └── MalformedRequestError      400  invalid-request
+    ├── UnauthenticatedError           401  unauthenticated
+    ├── ForbiddenError                 403  forbidden
     ├── UnknownModelError              404  unknown-model
     ├── NotFoundError                  404  not-found
     ├── MethodNotAllowedError          405  method-not-allowed
@@ -15,6 +17,7 @@
     │   └── NoLatentSpaceError         422  no-latent-space
     ├── InferenceFailedError           500  inference-failed
     ├── RetryableError                 503
+    │   ├── QuotaExceededError         429  quota-exceeded
     │   ├── OverloadedError            503  overloaded
     │   ├── DrainingError              503  draining
     │   └── ModelLoadingError          503  model-loading
@@ -92,6 +95,33 @@ class MalformedRequestError(InvalidRequestError):
     """The body cannot be parsed at all."""
 
     status, title = 400, "The request cannot be read"
+
+
+class UnauthenticatedError(ProblemError):
+    """No API key, or one that is not known here.
+
+    Args:
+        detail: What is wrong and what to do.
+        has_key: Whether there was one.
+    """
+
+    slug, status, title = "unauthenticated", 401, "An API key is needed"
+
+    def __init__(self, detail: str, *, has_key: bool = False) -> None:
+        super().__init__(detail)
+        self._has_key = has_key
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Tell how to send a key, by RFC 6750, section 3."""
+        reason = ', error="invalid_token"' if self._has_key else ""
+        return {"WWW-Authenticate": f'Bearer realm="ptheta"{reason}'}
+
+
+class ForbiddenError(ProblemError):
+    """The API key does not allow this."""
+
+    slug, status, title = "forbidden", 403, "The API key does not allow this"
 
 
 class UnknownModelError(ProblemError):
@@ -229,6 +259,12 @@ class RetryableError(ProblemError):
     def headers(self) -> dict[str, str]:
         """Tell when to try again."""
         return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+
+
+class QuotaExceededError(RetryableError):
+    """The API key has used up what it may, for now."""
+
+    slug, status, title = "quota-exceeded", 429, "The quota is used up"
 
 
 class OverloadedError(RetryableError):

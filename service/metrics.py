@@ -108,6 +108,9 @@ class Metrics(Collector):
             graph,
             shows_zero=True,
         )
+        self._key_rows = Counter(
+            ledger, "ptheta_key_rows", "Rows charged to an API key, by its name.", ("key",)
+        )
         self._routes: dict[tuple[str, str], dict[int | str, tuple[str, ...]]] = {}
         self._durations: dict[str, int] = {}
         self._calls = ledger.open(1)
@@ -137,6 +140,10 @@ class Metrics(Collector):
         self._routes[method, route] = labels
         self._durations[route] = self._request_seconds.open((route,))
 
+    def add_keys(self, names: Iterable[str]) -> None:
+        """Prepare to count the rows of the owners of API keys."""
+        self._key_rows.open((name,) for name in names)
+
     def add_model(self, manifest: Manifest, queues: Iterable[tuple[Role, Queue]]) -> None:
         """Begin to tell of a model."""
         self._models.append(manifest)
@@ -158,6 +165,10 @@ class Metrics(Collector):
     def on_refusal(self, slug: str) -> None:
         """Note a request that has been refused."""
         self._rejections.add((slug,))
+
+    def on_key_rows(self, name: str, num_rows: int) -> None:
+        """Note rows that are about to be run for the owner of an API key."""
+        self._key_rows.add((name,), num_rows)
 
     def share_calls(self, num_calls: float) -> float:
         """Tell all processes how many calls this one has under way; returns their mean."""
@@ -191,6 +202,7 @@ class Metrics(Collector):
             self.queue_seconds,
             self.cancelled_rows,
             self.non_finite_rows,
+            self._key_rows,
         )
         for family in families:
             yield from family.collect()

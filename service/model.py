@@ -1,12 +1,13 @@
 """What a loaded model can do, in arrays: its graphs behind one interface."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.access import caller
 from service.anomaly import AnomalyScore, Preparation
 from service.batcher import Outcome, Rows
 from service.bounds import combine, given_rows, join_weights, sample_rows
@@ -90,7 +91,7 @@ class Model:
             timeout_s: Deadline, queueing included.
 
         Raises:
-            ProblemError: As the batcher's `submit`.
+            ProblemError: As the batcher's `submit`, or the caller's quota has not so many rows.
         """
         graph = self.graphs["generate"]
 
@@ -104,7 +105,7 @@ class Model:
                 )
             return finish(outputs)
 
-        return await graph.batcher.submit(rows, check_and_finish, timeout_s=timeout_s)
+        return await _submit(graph, rows, check_and_finish, timeout_s=timeout_s)
 
     async def log_prob(
         self,
@@ -130,7 +131,7 @@ class Model:
             timeout_s: Deadline, queueing included.
 
         Raises:
-            ProblemError: As the batcher's `submit`.
+            ProblemError: As the batcher's `submit`, or the caller's quota has not so many rows.
         """
         graph = self.graphs["log_prob"]
 
@@ -140,7 +141,8 @@ class Model:
 
         if noise is not None:
             num_samples = noise.shape[1]
-            return await graph.batcher.submit(
+            return await _submit(
+                graph,
                 given_rows(images, noise, labels),
                 lambda outputs: count_and_finish(
                     {
@@ -151,13 +153,14 @@ class Model:
                 timeout_s=timeout_s,
             )
         if self.is_bound:
-            return await graph.batcher.submit(
+            return await _submit(
+                graph,
                 sample_rows(images, seed, num_samples, labels),
                 lambda outputs: count_and_finish(combine(outputs, len(images), num_samples)),
                 timeout_s=timeout_s,
             )
-        return await graph.batcher.submit(
-            _image_rows(images, labels), count_and_finish, timeout_s=timeout_s
+        return await _submit(
+            graph, _image_rows(images, labels), count_and_finish, timeout_s=timeout_s
         )
 
     async def log_prob_of_classes(
@@ -179,7 +182,7 @@ class Model:
             timeout_s: Deadline, queueing included.
 
         Raises:
-            ProblemError: As the batcher's `submit`.
+            ProblemError: As the batcher's `submit`, or the caller's quota has not so many rows.
         """
         num_images, num_classes = len(images), len(self.manifest.labels)
         classes = np.arange(num_classes).repeat(num_images)
@@ -198,7 +201,7 @@ class Model:
             return finish(log_prob)
 
         graph = self.graphs["log_prob"]
-        return await graph.batcher.submit(rows, join, timeout_s=timeout_s)
+        return await _submit(graph, rows, join, timeout_s=timeout_s)
 
     async def encode(
         self,
@@ -217,7 +220,7 @@ class Model:
             timeout_s: Deadline, queueing included.
 
         Raises:
-            ProblemError: As the batcher's `submit`.
+            ProblemError: As the batcher's `submit`, or the caller's quota has not so many rows.
         """
         graph = self.graphs["encode"]
         rows = _image_rows(images, labels if LABEL in graph.session.inputs else None)
@@ -232,7 +235,19 @@ class Model:
                     )
             return finish(outputs)
 
-        return await graph.batcher.submit(rows, check_and_finish, timeout_s=timeout_s)
+        return await _submit(graph, rows, check_and_finish, timeout_s=timeout_s)
+
+
+def _submit(
+    graph: Graph, rows: Rows, finish: Callable[[Rows], T], *, timeout_s: float
+) -> Awaitable[Outcome[T]]:
+    """Queue rows, charged to whoever asks; who is refused for want of room is not charged."""
+    asking = caller.get()
+    if asking is not None:
+        num_rows = len(next(iter(rows.values())))
+        graph.batcher.admit(num_rows)
+        asking.take(num_rows)
+    return graph.batcher.submit(rows, finish, timeout_s=timeout_s)
 
 
 def _image_rows(images: FloatArray, labels: IntArray | None) -> dict[str, NDArray[Any]]:

@@ -8,7 +8,8 @@ from fastapi import FastAPI
 
 from service.catalog import Catalog
 from service.examples import body_examples, path_examples, query_examples
-from service.routes.documentation import referenced_schemas, without_null
+from service.gate import KEY_HEADER, is_open
+from service.routes.documentation import referenced_schemas, refusal, without_null
 
 Document = dict[str, Any]
 
@@ -123,6 +124,9 @@ def document_routes(app: FastAPI) -> None:
     def openapi() -> Document:
         if app.openapi_schema is None:
             app.openapi_schema = _mend(generate())
+            accounts = app.state.service.accounts
+            if accounts is not None:
+                _add_keys(app.openapi_schema, is_optional=accounts.anonymous is not None)
         document = deepcopy(app.openapi_schema)
         _add_examples(document, app.state.service.catalog)
         return document
@@ -166,6 +170,20 @@ def _mend(document: Document) -> Document:
                 name: {"operationId": name} | link for name, link in links.items()
             }
     return document
+
+
+def _add_keys(document: Document, *, is_optional: bool) -> None:
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
+        "header": {"type": "apiKey", "in": "header", "name": KEY_HEADER},
+    }
+    ways: list[Document] = [{"bearer": []}, {"header": []}]
+    document["security"] = [*ways, {}] if is_optional else ways
+    for path, operation in _operations(document):
+        if is_open(path):
+            operation["security"] = []
+        else:
+            operation["responses"] |= {str(status): refusal(status) for status in (401, 403, 429)}
 
 
 def _write_integers(part: Any) -> None:

@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -37,9 +38,17 @@ class Server(uvicorn.Server):
         app: What to serve.
         settings: What the operator chose.
         closes_address: Whether nobody else listens where this server does.
+        on_listening: Called with the port, once connections are taken.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings, *, closes_address: bool = True) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: Settings,
+        *,
+        closes_address: bool = True,
+        on_listening: Callable[[int], None] | None = None,
+    ) -> None:
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -57,6 +66,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._closes_address = closes_address
+        self._on_listening = on_listening
         self._app = app
         self._drain_window_s = settings.drain_window_s
         self._drain_timeout_s = settings.drain_timeout_s
@@ -75,6 +85,8 @@ class Server(uvicorn.Server):
         if hasattr(signal, "pthread_sigmask"):  # Windows has none, and no supervisor
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         await super().startup(sockets)
+        if self.started and self._on_listening is not None:
+            self._on_listening(self.servers[0].sockets[0].getsockname()[1])
 
     async def on_tick(self, counter: int) -> bool:
         """Look after the drain window and what processes tell each other, ten times a second."""

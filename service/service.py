@@ -4,10 +4,12 @@ import asyncio
 import logging
 from typing import Literal
 
+from service.access import Accounts, caller
 from service.batcher import Batcher
 from service.board import Board
 from service.catalog import Catalog
 from service.errors import DrainingError, ModelLoadingError
+from service.keys import read_keys
 from service.manifest import Operation
 from service.metrics import Metrics
 from service.model import Model
@@ -27,6 +29,9 @@ Phase = Literal["loading", "serving", "draining", "stopped"]
 class Service:
     """What all routes share.
 
+    Attributes:
+        accounts: Who may do what; None where no API keys are configured.
+
     Args:
         settings: What the operator chose.
         board: What the processes of the server know of each other; None where there is only one.
@@ -40,6 +45,10 @@ class Service:
             settings.threads(num_processes), settings.quick_s, has_siblings=num_processes > 1
         )
         self.metrics = Metrics(num_processes)
+        self.accounts: Accounts | None = None
+        if settings.api_keys_file is not None:
+            keys = read_keys(settings.api_keys_file)
+            self.accounts = Accounts(keys, self.metrics, num_processes)
         self.catalog = Catalog(
             settings, self.workers, self.metrics, settings.queue_rows(num_processes)
         )
@@ -136,10 +145,34 @@ class Service:
         Raises:
             ModelLoadingError: The models are not loaded yet.
             DrainingError: The server is shutting down.
+            ForbiddenError: The caller's API key is not for this model.
+            UnauthenticatedError: There is no key, and it takes one to use this model.
             ProblemError: As the catalog's `find`.
         """
         self.require_serving()
-        return self.catalog.find(reference, operation)
+        model = self.catalog.find(reference, operation)
+        asking = caller.get()
+        if asking is not None:
+            asking.account.require_model(model.manifest.name, model.manifest.version)
+        return model
+
+    def models(self) -> list[Model]:
+        """List all versions of all models that the caller may use."""
+        models = self.catalog.models()
+        asking = caller.get()
+        if asking is None:
+            return models
+        may_use = asking.account.may_use
+        return [m for m in models if may_use(m.manifest.name, m.manifest.version)]
+
+    def newest(self) -> list[Model]:
+        """List the newest version of each model, of those that the caller may use."""
+        by_name: dict[str, Model] = {}
+        for model in self.models():
+            other = by_name.setdefault(model.manifest.name, model)
+            if other.manifest.version < model.manifest.version:
+                by_name[model.manifest.name] = model
+        return list(by_name.values())
 
     def require_serving(self) -> None:
         """Refuse a request before the models are there and after the drain window.

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.device import DeviceName, may_use_gpu
+from service.keys import read_keys
 from service.noise import MAX_SAMPLES
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -19,6 +20,14 @@ LogLevel = Annotated[
 ]
 
 _QUEUE_ROWS = 4096
+
+
+def _readable_keys(path: Path) -> Path:
+    read_keys(path)
+    return path
+
+
+KeysPath = Annotated[Path, AfterValidator(_readable_keys)]
 
 
 class Settings(BaseSettings):
@@ -39,6 +48,11 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 for any.")
+    api_keys_file: KeysPath | None = Field(
+        default=None,
+        description="File of API keys, see docs/keys.md; without it, everything is open to whoever "
+        "reaches the port.",
+    )
     device: DeviceName = Field(
         default="auto", description="Where graphs run: auto, cpu, cuda or tensorrt."
     )

@@ -22,6 +22,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.banner import print_where_to_click
 from service.board import Board
 from service.server import Server
 from service.service import Service
@@ -63,6 +64,7 @@ def supervise(settings: Settings) -> int:
         for listener in listeners[0]:
             host, port = listener.getsockname()[:2]
             logger.info("running on http://%s:%d, %d processes", host, port, len(listeners))
+        print_where_to_click(settings, listeners[0][0].getsockname()[1])
         service.load()
         os.kill(doorkeeper, signal.SIGTERM)
         app = create_app(settings, service)

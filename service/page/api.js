@@ -1,5 +1,10 @@
 // Requests to this server, and what it says when it refuses one.
 
+// Kept until the tab is closed, and by nobody else.
+const KEY = "api-key";
+// What each image is to show: an answer that comes late is dropped.
+const wanted = new WeakMap();
+
 /** An error that the server told of as problem+json (RFC 9457), or that nobody answered. */
 export class Problem extends Error {
   constructor(content, retryAfterS = 1) {
@@ -23,11 +28,20 @@ export function address(path, fields = {}) {
   return url.href + (query && `?${query}`);
 }
 
+export function apiKey() {
+  return sessionStorage.getItem(KEY);
+}
+
+export function useKey(key) {
+  sessionStorage.setItem(KEY, key);
+}
+
 /** Fetch; throws a Problem where the answer is none. */
-export async function ask(url, options) {
+export async function ask(url, options = {}) {
+  const headers = { ...options.headers, ...(apiKey() && { Authorization: `Bearer ${apiKey()}` }) };
   let response;
   try {
-    response = await fetch(url, options);
+    response = await fetch(url, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem({ type: "unreachable", detail: "The server does not answer." });
@@ -36,6 +50,19 @@ export async function ask(url, options) {
   const retryAfterS = Number(response.headers.get("Retry-After")) || 1;
   const content = await response.json().catch(() => ({ detail: `${response.status} ${response.statusText}` }));
   throw new Problem(content, retryAfterS);
+}
+
+/** Show a picture of the server. For an image, a browser sends no key: then the page fetches it. */
+export async function showPicture(image, url, options) {
+  wanted.set(image, url);
+  if (!apiKey()) {
+    image.src = url;
+    return;
+  }
+  const picture = URL.createObjectURL(await (await ask(url, options)).blob());
+  if (wanted.get(image) !== url) return;
+  image.addEventListener("load", () => URL.revokeObjectURL(picture), { once: true });
+  image.src = picture;
 }
 
 export function post(path, body, options = {}) {

@@ -1,5 +1,7 @@
 // What is on screen, as a request to copy: curl or Python.
 
+import { apiKey } from "./api.js";
+
 let language = "curl";
 const boxes = [];
 
@@ -65,7 +67,9 @@ function button(parent, text, onclick) {
 
 function asCurl({ url, body, file }) {
   const data = body ? ` -d ${quoted(JSON.stringify(body))}` : "";
-  return `curl ${quoted(url)}${data}${file ? ` -o ${file}` : ""}`;
+  const key = apiKey() ? ' -H "Authorization: Bearer $KEY"' : ""; // never the key itself
+  // -f: what the server refuses should not lie in a file that is named like a picture.
+  return `curl${file ? " -f" : ""}${key} ${quoted(url)}${data}${file ? ` -o ${file}` : ""}`;
 }
 
 function quoted(text) {
@@ -74,9 +78,12 @@ function quoted(text) {
 
 function asPython({ url, body, file }) {
   const lines = ["from urllib.request import urlopen", ""];
+  if (apiKey()) lines.splice(0, 1, "import os", "from urllib.request import Request, urlopen");
   if (body) lines.unshift("import json");
   if (body) lines.push(`body = ${python(body)}`);
-  lines.push(`answer = urlopen(${python(url)}${body ? ", json.dumps(body).encode()" : ""}).read()`);
+  const asked = `${python(url)}${body ? ", json.dumps(body).encode()" : ""}`;
+  if (apiKey()) lines.push('headers = {"Authorization": f"Bearer {os.environ[\'KEY\']}"}');
+  lines.push(`answer = urlopen(${apiKey() ? `Request(${asked}, headers=headers)` : asked}).read()`);
   lines.push(file ? `open(${python(file)}, "wb").write(answer)` : 'print(json.loads(answer)["results"][0]["log_prob"])');
   return lines.join("\n");
 }

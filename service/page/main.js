@@ -1,6 +1,6 @@
 // The front page: which model is shown, and what can be done with it.
 
-import { loadModels } from "./api.js";
+import { apiKey, loadModels, useKey } from "./api.js";
 import { describe, listModels, markChosen, showFilm } from "./models.js";
 import { Sample } from "./sample.js";
 import { Score } from "./score.js";
@@ -39,8 +39,22 @@ async function start() {
   });
   element("model").hidden = false;
   loading.hidden = true;
-  const wanted = [location.hash.slice(1), preferred.split("@")[0], models[0].name];
+  const wanted = [location.hash.slice(1), preferred?.split("@")[0], models[0].name];
   show(wanted.find((name) => models.some((model) => model.name === name)));
 }
 
-start().catch((error) => (loading.textContent = error.message));
+function begin() {
+  start().catch((error) => {
+    const wantsKey = error.type === "unauthenticated";
+    element("key").hidden = !wantsKey;
+    loading.textContent = wantsKey && !apiKey() ? "This server asks for an API key." : error.message;
+  });
+}
+
+element("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey(event.target.elements.key.value.trim());
+  event.target.hidden = true;
+  begin();
+});
+begin();

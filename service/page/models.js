@@ -1,6 +1,6 @@
 // The list of models, and what is told of the chosen one.
 
-import { address } from "./api.js";
+import { address, apiKey, showPicture } from "./api.js";
 
 const MEANING = {
   exact: "says exactly how likely an image is",
@@ -36,7 +36,7 @@ export function describe(model) {
   set("meaning", MEANING[model.density]);
   document.getElementById("facts").replaceChildren(...facts(model).flatMap(entry));
   const card = document.getElementById("card");
-  card.hidden = !model.links.card;
+  card.hidden = !model.links.card || Boolean(apiKey()); // a link carries no key
   if (model.links.card) card.href = address(model.links.card);
   showFilm(model, false);
 }
@@ -49,7 +49,7 @@ export function showFilm(model, isOpen) {
   button.hidden = !model.links.film;
   button.setAttribute("aria-expanded", String(isOpen));
   film.hidden = !isOpen;
-  if (isOpen) image.src = address(model.links.film);
+  if (isOpen) showPicture(image, address(model.links.film)).catch(() => {});
   else image.removeAttribute("src");
   image.alt = `Images of ${model.name} at points of its training`;
 }
@@ -103,7 +103,8 @@ function choice(model) {
   const thumb = label.appendChild(document.createElement("span"));
   thumb.className = "thumb";
   const image = thumb.appendChild(document.createElement("img"));
-  Object.assign(image, { loading: "lazy", alt: "", src: thumbnail(model) });
+  Object.assign(image, { loading: "lazy", alt: "" });
+  showPicture(image, thumbnail(model)).catch(() => {}); // the list does without
   const nats = testNats(model);
   add(label, "name", model.name);
   add(label, `badge ${model.density}`, model.density);

@@ -1,6 +1,6 @@
 // Images from a seed: the wall of pictures.
 
-import { address, ask, latest, randomSeed } from "./api.js";
+import { address, ask, latest, randomSeed, showPicture } from "./api.js";
 import { Code } from "./code.js";
 import { showOptions, showOutputs } from "./fields.js";
 import { scaleFor, TILE_PX } from "./images.js";
@@ -71,8 +71,8 @@ export class Sample {
   }
 
   async load(url, signal) {
-    this.image.src = url;
     try {
+      await showPicture(this.image, url, { signal });
       await this.image.decode();
       if (signal.aborted) return;
       const { n, seed } = this.form.elements;

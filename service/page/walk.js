@@ -1,6 +1,6 @@
 // A walk through latent space: an animation, and its frames side by side.
 
-import { address, ask, latest, randomSeed } from "./api.js";
+import { address, ask, latest, randomSeed, showPicture } from "./api.js";
 import { Code } from "./code.js";
 import { showAbility, showOptions, whenNear } from "./fields.js";
 import { scaleFor, TILE_PX } from "./images.js";
@@ -64,13 +64,13 @@ export class Walk {
     const still = address("sample", { model: reference, seed: list[0], labels: label, scale, format: "png" });
     this.animation.width = width * scale;
     this.animation.height = height * scale;
-    this.animation.src = this.isPaused ? still : url;
     this.pause.textContent = this.isPaused ? "Play" : "Pause";
     this.code.show({ url, file: "walk.webp" });
     this.problem.textContent = "";
     const ends = loop.checked ? [...list.slice(1), list[0]] : list.slice(1);
     this.strips.replaceChildren(...ends.map((end, i) => this.strip(reference, [list[i], end], label)));
     try {
+      await showPicture(this.animation, this.isPaused ? still : url, { signal });
       await this.animation.decode();
       if (signal.aborted) return;
       this.animation.alt = `Images of ${model.name} that turn into each other, from seed ${list.join(" to ")}`;
@@ -88,7 +88,8 @@ export class Walk {
     const scale = scaleFor(height, TILE_PX);
     const image = new Image(FRAMES_PER_STRIP * width * scale, height * scale);
     image.alt = `${FRAMES_PER_STRIP} images from seed ${seeds[0]} to seed ${seeds[1]}`;
-    image.src = address("interpolate", { model, seeds, steps: FRAMES_PER_STRIP, labels, format: "png", scale });
+    const url = address("interpolate", { model, seeds, steps: FRAMES_PER_STRIP, labels, format: "png", scale });
+    showPicture(image, url).catch(() => {}); // the animation tells what is wrong
     return image;
   }
 }

@@ -55,12 +55,15 @@ def media(*formats: str) -> dict[str, Any]:
 _DESCRIPTIONS = {
     304: "The client's copy is still right.",
     400: "The body cannot be read.",
+    401: "An API key is needed.",
+    403: "The API key does not allow this.",
     404: "No such model or version.",
     406: "No such format.",
     408: "The body came too slowly.",
     413: "The body is too large.",
     415: "Unsupported media type.",
     422: "A field breaks its rule, or the model cannot do this.",
+    429: "The quota of the API key is used up; see Retry-After.",
     500: "Our fault; the log has the cause under the request id.",
     503: "Overloaded, loading or shutting down; see Retry-After.",
     504: "The deadline passed.",
@@ -91,11 +94,18 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "description": "How long the answer stays right: for ever, given seed and version.",
         "schema": {"type": "string"},
     },
+    "WWW-Authenticate": {
+        "description": "How to send a key.",
+        "schema": {"type": "string", "pattern": "^Bearer "},
+    },
     "Retry-After": {
         "description": "Whole seconds until it is worth while to try again.",
         "schema": {"type": "string", "pattern": "^[1-9][0-9]*$"},
     },
 }
+
+# Headers of refusals.
+_REFUSAL_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
 
 # Not in every such answer; all others are.
 _OPTIONAL_HEADERS = {"X-Seed", "ETag"}
@@ -129,15 +139,18 @@ def answers(
     if is_json:
         described[200]["model"] = content
     for status in (*statuses, 500):
-        retry = ("Retry-After",) if status == 503 else ()
-        kept = CACHE_HEADERS if status == 304 else retry
-        described[status] = {
-            "description": _DESCRIPTIONS[status],
-            "headers": _headers(*kept),
-        }
-        if status >= 400:
-            described[status]["content"] = {PROBLEM: {"schema": reference(Problem)}}
+        described[status] = refusal(status) if status >= 400 else _described(status, CACHE_HEADERS)
     return described
+
+
+def refusal(status: int) -> dict[str, Any]:
+    """Describe the answer that refuses a request with some status."""
+    content = {PROBLEM: {"schema": reference(Problem)}}
+    return _described(status, _REFUSAL_HEADERS.get(status, ())) | {"content": content}
+
+
+def _described(status: int, headers: Sequence[str]) -> dict[str, Any]:
+    return {"description": _DESCRIPTIONS[status], "headers": _headers(*headers)}
 
 
 def _headers(*names: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ async def list_models(request: Request) -> Response:
     service.require_serving()
     return _json(
         {
-            "models": [describe(service, model) for model in service.catalog.newest()],
+            "models": [describe(service, model) for model in service.newest()],
             "default": _default_name(service),
         }
     )
@@ -124,8 +124,11 @@ def describe(service: Service, model: Model) -> dict[str, Any]:
 def _default_name(service: Service) -> str | None:
     """Name the model of requests that name none, as the operator chose it."""
     chosen = service.settings.default_model
-    if chosen is None and service.catalog.newest():
-        return service.find(None).manifest.name
+    usable = service.newest()
+    if chosen is None and usable:
+        name = service.catalog.find(None).manifest.name
+        # Whoever may not use it has to name a model in every request.
+        return name if any(model.manifest.name == name for model in usable) else None
     return chosen
 
 

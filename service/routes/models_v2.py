@@ -72,7 +72,7 @@ async def list_statistics(request: Request) -> Response:
     """Tell what all processes have done with every graph."""
     service = service_of(request)
     service.require_serving()
-    models = service.catalog.models()
+    models = service.models()
     return json_answer({"model_stats": [_statistics(m, role) for m in models for role in m.graphs]})
 
 

@@ -177,7 +177,7 @@ async def list_openai_models(request: Request) -> Response:
     """List the newest version of every model."""
     service = service_of(request)
     service.require_serving()
-    models = [_describe(model.manifest.name, model) for model in service.catalog.newest()]
+    models = [_describe(model.manifest.name, model) for model in service.newest()]
     return _json({"object": "list", "data": models})
 
 

@@ -74,7 +74,7 @@ async def list_graphs(request: Request, body: IndexRequest) -> Response:
             "state": "READY",
             "reason": "",
         }
-        for model in service.catalog.models()
+        for model in service.models()
         for role in model.graphs
     ]
     if not body.ready:

@@ -1,22 +1,16 @@
 """Images in requests: JSON, multipart files or a .npy array, and the options that go with them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, WithJsonSchema
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from service.errors import (
-    InvalidRequestError,
-    MalformedRequestError,
-    UnsupportedMediaTypeError,
-)
+from service.errors import InvalidRequestError, UnsupportedMediaTypeError
 from service.images import decode_base64, decode_npy, decode_picture, from_pixels
 from service.manifest import Image, Operation, Role
 from service.model import Model
@@ -32,11 +26,12 @@ from service.routes.endpoint import (
     validate_query,
 )
 from service.routes.fields import IMAGE_SCHEMA, MODEL, ModelReference, RequestModel, Seed, TimeoutMs
+from service.routes.forms import FORM, form_schema, parse_form
 from service.routes.labels import Labels
 from service.routes.negotiation import one_of
 from service.scoring import Binarize, binarize
 
-JSON, FORM, NPY = "application/json", "multipart/form-data", "application/x-npy"
+JSON, NPY = "application/json", "application/x-npy"
 
 FloatArray = NDArray[np.float32]
 
@@ -129,7 +124,8 @@ async def read_upload(
     refuse_query(request)
     body = await read_body(request)
     if media_type == FORM:
-        fields, files = await _parse_form(request, body)
+        max_files = service_of(request).settings.max_rows
+        fields, files = await parse_form(request, body, "images", max_files)
         options = validate_fields(fields, options_type)
         model = admit(options)
         image = model.manifest.image
@@ -163,13 +159,21 @@ def _check_binarize(model: Model, options: ImageOptions) -> None:
         )
 
 
-def decode_one(item: Any, image: Image) -> FloatArray:
-    """Decode one image of a JSON request, (1, C, H, W), at one half for a binary model.
+def decode_one(
+    item: list[Any] | str | bytes, image: Image, *, resize: bool = False, convert: bool = False
+) -> FloatArray:
+    """Decode one image of a request, (1, C, H, W), at one half for a binary model.
+
+    Args:
+        item: Nested integers, a picture in base64, or the bytes of a picture.
+        image: What the model takes.
+        resize: Scale a picture of another size.
+        convert: Turn colour to grey or grey to colour.
 
     Raises:
         ValueError: It is no image of the model's.
     """
-    options = ImageOptions()
+    options = ImageOptions(resize=resize, convert=convert)
     return _prepare(from_pixels(_decode_item(item, image, options)[None], image), image, options)
 
 
@@ -191,52 +195,13 @@ def document_body(options_type: type[BaseModel], json_type: type[BaseModel]) -> 
         for name, schema in options.items()
     ]
     files = {"type": "array", "items": BINARY, "minItems": 1, "description": "PNG, JPEG or WebP."}
-    labels = {"type": "string", "description": f"{options['labels']['description']} By commas."}
-    form = {
-        "type": "object",
-        "properties": options | {"labels": labels, "images": files},
-        "required": ["images"],
-        "additionalProperties": False,
-    }
     array = BINARY | {"description": "uint8 or float32, (N, H, W) or (N, H, W, C), 0 to 255."}
     content = {
         JSON: {"schema": reference(json_type)},
-        FORM: {"schema": form},
+        FORM: {"schema": form_schema(options_type, "images", files)},
         NPY: {"schema": array},
     }
     return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
-
-
-async def _parse_form(request: Request, body: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    if not body.rstrip().endswith(b"--"):
-        raise MalformedRequestError("the form cannot be read: its end is missing")
-    max_rows = service_of(request).settings.max_rows
-    parser = MultiPartParser(request.headers, stream(), max_files=max_rows, max_fields=32)
-    try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError) as error:
-        reason = getattr(error, "message", "is the boundary right?")
-        raise MalformedRequestError(f"the form cannot be read: {reason}") from error
-    fields: dict[str, Any] = {}
-    files: list[bytes] = []
-    try:
-        for name, value in form.multi_items():
-            if not isinstance(value, UploadFile):
-                if name in fields:
-                    raise InvalidRequestError.of_field(name, "is given twice; give it once")
-                fields[name] = value
-            elif name == "images":
-                files.append(await value.read())
-            else:
-                raise InvalidRequestError.of_field(name, "files are sent as `images`")
-    finally:
-        await form.close()
-    if not files:
-        raise InvalidRequestError.of_field("images", "send at least one file")
-    return fields, files
 
 
 def _decode_array(body: bytes, image: Image, options: ImageOptions) -> FloatArray:
@@ -261,8 +226,9 @@ def _decode_json(images: list[Any], image: Image, options: ImageOptions) -> Floa
 
 
 def _decode_item(item: Any, image: Image, options: ImageOptions) -> NDArray[np.generic]:
-    if isinstance(item, str):
-        return _decode_file(decode_base64(item), image, options)
+    if isinstance(item, str | bytes):
+        file = item if isinstance(item, bytes) else decode_base64(item)
+        return _decode_file(file, image, options)
     try:
         pixels = np.array(item)
     except (ValueError, OverflowError) as error:

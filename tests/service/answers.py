@@ -29,7 +29,7 @@ def problem(response: httpx.Response, slug: str, status: int) -> dict[str, Any]:
     assert content["title"]
     assert content["detail"] == content["error"]
     assert content["request_id"] == response.headers["x-request-id"]
-    assert ("retry-after" in response.headers) == (status == 503)
+    assert ("retry-after" in response.headers) == (status in {429, 503})
     return content
 
 

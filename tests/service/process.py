@@ -20,6 +20,10 @@ REPOSITORY = Path(__file__).parents[2]
 class Process:
     """A running `python -m service`.
 
+    Attributes:
+        log: Lines of its log, so far.
+        told: What it has printed, once it has ended.
+
     Args:
         store: The models.
         settings: Further settings of the server.
@@ -38,7 +42,9 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.store = store
         self.log: list[str] = []
+        self.told = ""
         self._address = threading.Event()
         self._port = 0
         self._reader = threading.Thread(target=self._read_log)
@@ -83,6 +89,7 @@ class Process:
         self._reader.join()
         assert self.popen.stdout is not None
         assert self.popen.stderr is not None
+        self.told = self.popen.stdout.read()
         self.popen.stdout.close()
         self.popen.stderr.close()
         return status

@@ -1,6 +1,7 @@
 """POST /complete, on the shipped models: what is known stays, the rest is drawn given it."""
 
 import base64
+import json
 from typing import Any
 
 import httpx
@@ -9,7 +10,16 @@ import pytest
 from numpy.typing import NDArray
 
 from service.images import encode_picture
-from tests.service.answers import answer, array, invalid, picture, pixels_of_base64, problem
+from tests.service.answers import (
+    answer,
+    array,
+    invalid,
+    npy,
+    picture,
+    pixels_of_base64,
+    png,
+    problem,
+)
 from tests.service.bundles import HEIGHT, WIDTH
 from tests.service.server import Served
 
@@ -164,3 +174,86 @@ def test_a_field_that_breaks_its_rule_is_named(
         problem(response, "invalid-request", 422)
     else:
         invalid(response, pointer)
+
+
+class TestForms:
+    """The picture as a file, the rest as text: what `curl -F` sends."""
+
+    @staticmethod
+    def send(client: httpx.Client, *files: bytes, **fields: str) -> httpx.Response:
+        data = {"model": "nade-mnist", "seed": "3"} | fields
+        return client.post("/complete", files=[("image", file) for file in files], data=data)
+
+    def test_it_is_what_json_gives(self, shipped: Served, digit: NDArray[np.uint8]) -> None:
+        options = {"known_rows": 14, "n": 4, "temperature": 0.7, "format": "npy"}
+        by_json = array(complete(shipped.client, digit, seed=3, **options))
+        texts = {name: str(value) for name, value in options.items()}
+        by_form = array(self.send(shipped.client, png(digit), **texts))
+        np.testing.assert_array_equal(by_form, by_json)
+
+    def test_a_mask_is_text_too(self, shipped: Served, digit: NDArray[np.uint8]) -> None:
+        mask = (np.arange(784) < 405).astype(int).reshape(28, 28).tolist()
+        by_json = complete(shipped.client, digit, mask=mask, seed=3)
+        by_form = self.send(shipped.client, png(digit), mask=json.dumps(mask))
+        assert by_form.content == by_json.content
+
+    def test_what_else_the_answer_tells_is_chosen_by_commas(
+        self, shipped: Served, digit: NDArray[np.uint8]
+    ) -> None:
+        response = self.send(shipped.client, png(digit), known_rows="14", include="log_prob")
+        assert answer(response)["images"][0]["log_prob"] < 0
+
+    def test_a_picture_of_another_kind_is_fitted_if_asked(
+        self, shipped: Served, digit: NDArray[np.uint8]
+    ) -> None:
+        large = np.kron(digit, np.ones((2, 2), np.uint8))
+        coloured = png(np.repeat(large[..., None], 3, axis=2))
+        refused = invalid(self.send(shipped.client, coloured, known_rows="14"), "/image")
+        assert "resize=true" in refused["detail"]
+        fit = {"resize": "true", "convert": "true", "known_rows": "14", "format": "npy"}
+        fitted = array(self.send(shipped.client, coloured, **fit))[0]
+        assert (fitted[:13] == digit[:13]).mean() > 0.98  # but for what scaling blurs
+        as_json = base64.b64encode(coloured).decode()
+        options = {"resize": True, "convert": True, "known_rows": 14, "format": "npy", "seed": 3}
+        np.testing.assert_array_equal(
+            array(complete(shipped.client, as_json, **options))[0], fitted
+        )
+
+    @pytest.mark.parametrize(
+        ("num_files", "fields", "pointer"),
+        [
+            (0, {"known_rows": "14"}, "/image"),
+            (2, {"known_rows": "14"}, "/image"),
+            (1, {}, "/"),
+            (1, {"known_rows": "half"}, "/known_rows"),
+            (1, {"mask": "[[1,"}, "/mask"),
+            (1, {"mask": "[[1]]"}, "/mask"),
+            (1, {"known_rows": "14", "image": "no file"}, "/image"),
+        ],
+    )
+    def test_what_breaks_a_rule_is_named(
+        self,
+        shipped: Served,
+        digit: NDArray[np.uint8],
+        num_files: int,
+        fields: dict[str, str],
+        pointer: str,
+    ) -> None:
+        files = [png(digit)] * num_files
+        if not files:  # a form all the same
+            body = (
+                b'--x\r\nContent-Disposition: form-data; name="known_rows"\r\n\r\n14\r\n--x--\r\n'
+            )
+            headers = {"Content-Type": "multipart/form-data; boundary=x"}
+            response = shipped.client.post("/complete", content=body, headers=headers)
+        else:
+            response = self.send(shipped.client, *files, **fields)
+        invalid(response, pointer)
+
+    def test_nothing_else_is_read(self, shipped: Served, digit: NDArray[np.uint8]) -> None:
+        headers = {"Content-Type": "application/x-npy"}
+        response = shipped.client.post("/complete", content=npy(digit), headers=headers)
+        content = problem(response, "unsupported-media-type", 415)
+        assert content["possible"] == ["application/json", "multipart/form-data"]
+        asked = shipped.client.post("/complete?known_rows=3", json={})
+        assert "the query is not read here" in problem(asked, "invalid-request", 422)["detail"]

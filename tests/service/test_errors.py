@@ -16,6 +16,9 @@ from service.settings import Settings
 MADE: list[ProblemError] = [
     errors.InvalidRequestError("n: too large", [("/n", "too large")]),
     errors.MalformedRequestError("no JSON"),
+    errors.UnauthenticatedError("no key"),
+    errors.ForbiddenError("not this"),
+    errors.QuotaExceededError("later", retry_after_s=3),
     errors.UnknownModelError("x", ["a@1"]),
     errors.NotFoundError("nothing"),
     errors.MethodNotAllowedError("/sample", "PUT", ["GET", "POST"]),

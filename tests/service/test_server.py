@@ -29,12 +29,13 @@ def test_it_says_where_to_click_and_ends_quietly(start: Start, processes: int) -
     with process.ready_client() as client:
         assert answer(client.post("/sample"))["images"]
     process.terminate()
-    assert process.popen.stdout is not None
-    told = process.popen.stdout.read()
-    assert "/docs" in told
-    assert "/models" in told
     assert process.wait() == 0
+    told = process.told
     assert "Traceback" not in "".join(process.log)
+    address = str(client.base_url).rstrip("/")  # also where the port was left open
+    assert told.startswith(f"ptheta serves {process.store} at {address}\n")
+    assert f"{address}/docs " in told
+    assert f"{address}/models " in told
 
 
 @ONE_AND_SEVERAL
@@ -123,6 +124,7 @@ def test_a_port_in_use_ends_it_with_a_reason(start: Start, processes: int) -> No
         assert second.wait() != 0
         assert "address already in use" in "".join(second.log).lower()
         assert "Traceback" not in "".join(second.log)
+        assert second.told == ""  # nothing that is not so
         assert answer(client.get("/livez"))
 
 

@@ -36,8 +36,9 @@ Open = Callable[..., "Page"]
 
 
 @contextmanager
-def _running(store: Path) -> Iterator[httpx.Client]:
-    process = Process(store)
+def running_site(store: Path, **settings: object) -> Iterator[httpx.Client]:
+    """Run a server until the end of the block, and return a client of it."""
+    process = Process(store, **settings)
     try:
         with process.ready_client() as client:
             yield client
@@ -50,7 +51,7 @@ def site() -> Iterator[httpx.Client]:
     """Return a client of a server of the repository's own models."""
     if not version_folders(SHIPPED_STORE):
         pytest.skip("the repository's model_store is empty")
-    with _running(SHIPPED_STORE) as client:
+    with running_site(SHIPPED_STORE) as client:
         yield client
 
 
@@ -60,7 +61,7 @@ def tiny_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client
     store = write_store(tmp_path_factory.mktemp("store"))
     graphs: Any = {"generate": class_generator(len(CLASSES))}
     write_bundle(store, "tiny-classes", graphs, labels=CLASSES)
-    with _running(store) as client:
+    with running_site(store) as client:
         yield client
 
 
