@@ -67,6 +67,7 @@ def measure(manifest: Manifest, folder: Path) -> dict[str, Any]:
         costs[str(batch)] = seconds(generate, inputs) / batch
     found: dict[str, Any] = {
         "name": manifest.name,
+        "version": manifest.version,
         "family": manifest.family,
         "density": manifest.density,
         "parameters": manifest.num_parameters,
@@ -163,7 +164,7 @@ def table(measured: list[dict[str, Any]]) -> str:
     for found in sorted(measured, key=_order):
         scored = f"{1e3 * found['log_prob_s']:.3f}" if "log_prob_s" in found else "–"
         lines.append(
-            f"| [`{found['name']}`](../model_store/{found['name']}/1/README.md) "
+            f"| [`{found['name']}`](../model_store/{found['name']}/{found['version']}/README.md) "
             f"| {found['parameters']:,} | {_likelihood(found)} "
             f"| {1e3 * found['sample_s']['1']:.2f} | {1e3 * found['sample_s'][str(BATCH)]:.3f} "
             f"| {scored} | {found.get('receptive_pixels', '–')} |"

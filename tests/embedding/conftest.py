@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ptheta_client import Client
+from service.manifest import version_folders
 from tests.service.process import REPOSITORY, running
 
 EMBEDDING = REPOSITORY / "docs/embedding"
@@ -61,9 +62,10 @@ def packages() -> Path:
 @pytest.fixture
 def draw_in_node(node: Node, packages: Path) -> Callable[..., UInt8Array]:
     """Return a function that draws images of a bundle in Node, as (n, H, W)."""
+    newest = {name: folder for name, _, folder in version_folders(STORE)}
 
     def draw(model: str, **request: Any) -> UInt8Array:
-        picture = node("node.mjs", str(STORE / model / "1"), json.dumps(request))
+        picture = node("node.mjs", str(newest[model]), json.dumps(request))
         kind, size, largest, content = picture.split(b"\n", maxsplit=3)
         assert (kind, largest) == (b"P5", b"255")
         width, height = map(int, size.split())

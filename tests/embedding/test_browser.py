@@ -82,7 +82,7 @@ def draw_in_browser(site: str, packages: Path) -> Iterator[Draw]:
 
 def test_digits_have_the_pixels_of_the_service(draw_in_browser: Draw, service: Client) -> None:
     expected = service.sample("nade-mnist", seed=2**64 - 2, n=128)
-    assert (draw_in_browser("nade-mnist", 128, 2**64 - 2) == expected.images).all()
+    assert (draw_in_browser("nade-mnist/2", 128, 2**64 - 2) == expected.images).all()
 
 
 def test_garments_have_the_pixels_of_the_service_but_for_a_few_levels(
@@ -91,6 +91,6 @@ def test_garments_have_the_pixels_of_the_service_but_for_a_few_levels(
     # WebAssembly rounds between multiplication and addition, where the processor does not; of
     # eight million pixels, 38 lay near enough to a half to show it (docs/embedding.md).
     expected = service.sample("dcgan-fashion", seed=7, n=128).images.astype(int)
-    difference = np.abs(draw_in_browser("dcgan-fashion", 128, 7) - expected)
+    difference = np.abs(draw_in_browser("dcgan-fashion/1", 128, 7) - expected)
     assert difference.max() <= 1
     assert np.count_nonzero(difference) <= 5
