@@ -68,13 +68,20 @@ class GenerativeModel(lightning.LightningModule, ABC):
 
     @abstractmethod
     def graphs(self) -> dict[Role, nn.Module]:
-        """Return the modules to convert; their `forward` arguments name the graph's inputs.
+        """Return a module per role; the arguments of its `forward` name the graph's inputs.
 
         `generate` takes `noise` and perhaps `temperature`, `known` and `known_mask`, and returns
         the image. `log_prob` takes `image` and returns log_prob (N,) in nats and, for exact
         models, conditional_log_prob (N, C, H, W). Both graphs of a class-conditional model take
         `label` too: class numbers, shape (N,), int64.
         """
+
+    def shipped_graphs(self) -> dict[Role, nn.Module]:
+        """Return the modules that a bundle gets: `graphs`, or a form of them that runs anywhere.
+
+        May take seconds, unlike `graphs`.
+        """
+        return self.graphs()
 
     @property
     def is_conditional(self) -> bool:

@@ -2,6 +2,8 @@
 
 import mmap
 
+_DRAINING, _ABANDONED = 1, 2
+
 
 class Board:
     """Whether the server drains, and which of its processes are ready.
@@ -24,7 +26,16 @@ class Board:
 
     def drain(self) -> None:
         """Tell all processes that the server is shutting down."""
-        self._bytes[0] = 1
+        self._bytes[0] = max(self._bytes[0], _DRAINING)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the server is to end without finishing what is in flight."""
+        return self._bytes[0] == _ABANDONED
+
+    def abandon(self) -> None:
+        """Tell all processes to end at once."""
+        self._bytes[0] = _ABANDONED
 
     def post(self, position: int, *, ready: bool) -> None:
         """Tell all processes whether one of them is ready.

@@ -81,6 +81,8 @@ class Server(uvicorn.Server):
         self._app.state.service.tick()
         if self._drained_at is not None and time.monotonic() >= self._drained_at:
             self.should_exit = True
+        if self._app.state.service.is_abandoned:
+            self.should_exit = self.force_exit = True
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

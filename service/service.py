@@ -104,6 +104,11 @@ class Service:
         """Tell load balancers to go elsewhere, but go on serving."""
         self._board.drain()
 
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the server is to end without finishing what is in flight."""
+        return self._board.is_abandoned
+
     async def stop(self) -> None:
         """Finish what is in flight, within the drain limit, and end the threads."""
         self._stage = "stopped"

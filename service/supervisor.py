@@ -140,11 +140,17 @@ class Crew:
         for position in range(len(self._listeners)):
             self._start(app, position)
         status = 0
+        is_told = False
         while self._positions:
             number = next(signals)
             if number in _ENDINGS:
                 logger.info("shutting down")
                 self._board.drain()
+                # A second signal that finds the first still pending is one with it, so a child
+                # that is short of time might hear of one interrupt only.
+                if is_told and number == signal.SIGINT:
+                    self._board.abandon()
+                is_told = True
                 for pid in self._positions:
                     os.kill(pid, number)
             for pid, child_status in self._reap():

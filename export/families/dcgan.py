@@ -2,14 +2,21 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from export.adversarial import AdversarialConfig, AdversarialModel, init_weights
-from service.manifest import Image
+from export.adversarial import AdversarialConfig, AdversarialModel, Generate, init_weights
+from export.exact import ExactGenerator, layers_of
+from service.manifest import Image, Role
+from service.noise import draw
+
+_NUM_MEASURED = 4096
+_MEASURED_SEED = 1  # figures and previews are of seed 0
 
 
 class Config(AdversarialConfig):
@@ -31,7 +38,9 @@ class Model(AdversarialModel):
     Besides the paper's design, the discriminator's weights have spectral norm 1, and what is
     shipped is a moving average of the generator (the recipe's `ema_decay`): both make the result
     steady. The losses are non-saturating; at p_θ = p_data the discriminator's best answer is ½
-    and its loss 2·ln 2.
+    and its loss 2·ln 2. What is shipped has rounded weights and activations and cuts latents at
+    ±8, so that single precision holds every sum exactly (`export.exact`): all machines draw the
+    same pixels.
 
     Source:
         Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep Convolutional
@@ -43,6 +52,15 @@ class Model(AdversarialModel):
         """Create generator and discriminator with weights from N(0, 0.02²)."""
         self.generator = Generator(config, self.image)
         self.discriminator = Discriminator(config, self.image)
+
+    def shipped_graphs(self) -> dict[Role, nn.Module]:
+        """Return the generator with weights and activations rounded, so that its sums are exact."""
+        indices = np.arange(_NUM_MEASURED, dtype=np.uint64)
+        seeds = np.full_like(indices, _MEASURED_SEED)
+        latents = draw(self.noise.prior, seeds, indices, self.noise.shape)
+        generator: Any = self.generator
+        layers = layers_of(generator.project, generator.start, generator.stages)
+        return {"generate": Generate(ExactGenerator(layers, torch.from_numpy(latents)))}
 
 
 class Generator(nn.Module):

@@ -1,13 +1,10 @@
 """NADE: the chain rule with one hidden layer whose weights all conditionals share."""
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from export.layers import (
-    bernoulli_log_prob,
     in_fours,
     mean_pixel_logits,
     out_of_fours,
@@ -17,6 +14,7 @@ from export.layers import (
 )
 from export.model import FamilyConfig, GenerativeModel
 from export.operators import is_positive
+from export.sweep import chain_log_prob
 from service.manifest import Noise, Role
 
 # Each step of a Scan has its own cost, beside that of what is in it.
@@ -71,53 +69,12 @@ class Model(GenerativeModel):
 
     def log_prob(self, images: Tensor) -> Tensor:
         """Return log p(x) in nats, (N, C, H, W) -> (N,)."""
-        log_prob: Tensor = OneSweep.apply(images.flatten(1), self.W, self.V, self.b, self.c)  # type: ignore[no-untyped-call]
-        return log_prob
+        inputs = images.flatten(1).t()[..., None]
+        return chain_log_prob(inputs, self.W[:, None], self.V, self.b, self.c, rectified=False)
 
     def graphs(self) -> dict[Role, nn.Module]:
         """Return the two graphs; both scan over the pixels with one activation per image."""
         return {"generate": Generate(self), "log_prob": LogProb(self)}
-
-
-class OneSweep(torch.autograd.Function):
-    """log p(x) whose gradient is found in the same sweep over the pixels.
-
-    ∂ log p(x_d | x_<d) / ∂l_d = x_d - σ(l_d) is known as soon as the logit is. So the gradient
-    with respect to a_d is summed up on the way, G_d = Σ_{e ≤ d} ∂/∂a_e, and
-    ∂/∂W_k = Σ_{d > k} ∂/∂a_d · x_k = x_k (G_D - G_k): no second sweep, and two (N, H) states
-    instead of D of them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, W: Tensor, V: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        """Compute log p(x), (N, D) -> (N,), and the gradients for a sum over the batch."""
-        (num_rows, num_dims), num_hidden = values.shape, W.shape[1]
-        columns = values.t().contiguous()
-        activation = c.repeat(num_rows, 1)  # a_d
-        hidden, slope = torch.empty_like(activation), torch.empty_like(activation)
-        gradient = torch.zeros_like(activation)  # G_d
-        logits, errors = torch.empty_like(columns), torch.empty_like(columns)
-        before, grad_V = values.new_empty(2, num_dims, num_hidden)
-        for d in range(num_dims):
-            torch.sigmoid(activation, out=hidden)
-            torch.addmv(b[d].expand(num_rows), hidden, V[d], out=logits[d])
-            torch.sub(columns[d], torch.sigmoid(logits[d]), out=errors[d])
-            torch.mv(hidden.t(), errors[d], out=grad_V[d])
-            torch.addcmul(hidden, hidden, hidden, value=-1, out=slope)  # h (1 - h)
-            gradient.addcmul_(slope.mul_(V[d]), errors[d][:, None])
-            torch.mv(gradient.t(), columns[d], out=before[d])
-            activation.addr_(columns[d], W[d])
-        grad_W = columns @ gradient - before
-        ctx.save_for_backward(grad_W, grad_V, errors.sum(dim=1), gradient.sum(dim=0))
-        return bernoulli_log_prob(columns, logits).sum(dim=0)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the gradients, which are for equally weighted images."""
-        weights = grad_outputs[0]
-        if not torch.equal(weights, weights[:1].expand_as(weights)):
-            raise ValueError("NADE's one sweep needs equal weights: reduce by sum or mean")
-        return None, *(weights[0] * gradient for gradient in ctx.saved_tensors)
 
 
 class Generate(nn.Module):
@@ -139,7 +96,7 @@ class Generate(nn.Module):
         num_dims = limits.shape[1]
         stride = max(k for k in range(1, _PIXELS_PER_STEP + 1) if num_dims % k == 0)
 
-        def step(activation: Tensor, pixels: list[Any]) -> tuple[Tensor, list[Tensor]]:
+        def step(activation: Tensor, pixels: list[list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
             values = []
             for W, V, margin in pixels:  # (1, H), (H, 1), (N, 1)
                 logits = torch.addmm(margin, torch.sigmoid(activation), V)

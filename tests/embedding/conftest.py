@@ -22,6 +22,11 @@ UInt8Array = NDArray[np.uint8]
 Node = Callable[..., bytes]
 
 
+def newest(model: str) -> Path:
+    """Return the folder of a model's newest version, which is what the service answers with."""
+    return [folder for name, _, folder in version_folders(STORE) if name == model][-1]
+
+
 @pytest.fixture(scope="session")
 def service() -> Iterator[Client]:
     """Return a client of a server of the repository's own models."""
@@ -62,10 +67,9 @@ def packages() -> Path:
 @pytest.fixture
 def draw_in_node(node: Node, packages: Path) -> Callable[..., UInt8Array]:
     """Return a function that draws images of a bundle in Node, as (n, H, W)."""
-    newest = {name: folder for name, _, folder in version_folders(STORE)}
 
     def draw(model: str, **request: Any) -> UInt8Array:
-        picture = node("node.mjs", str(newest[model]), json.dumps(request))
+        picture = node("node.mjs", str(newest(model)), json.dumps(request))
         kind, size, largest, content = picture.split(b"\n", maxsplit=3)
         assert (kind, largest) == (b"P5", b"255")
         width, height = map(int, size.split())

@@ -307,7 +307,7 @@ def test_the_estimate_that_eonade_learns_from_is_unbiased(make_recipe: Any) -> N
     """Its mean over places and orders is the mean over all 4! orders of -log p(x | o)."""
     model = with_random_weights(make_model(make_recipe, "eonade", size=2, hidden=[5]))
     image = binary_images(1, 2, seed=3)
-    estimates = model.nll_of_a_random_order(image.expand(20_000, -1, -1, -1))
+    estimates = model.estimated_nll(image.expand(20_000, -1, -1, -1))
     surprises = []
     for order in permutations(range(4)):
         model.orders = torch.tensor([order])
@@ -323,6 +323,30 @@ def test_eonade_can_be_trained_on_the_orders_of_its_mixture_alone(make_recipe: A
     places = model.random_places(100)
     drawn = {tuple(order) for order in places.argsort(dim=1).tolist()}
     assert drawn == {tuple(order) for order in model.orders.tolist()}
+
+
+def test_one_layer_of_eonade_learns_from_the_exact_log_prob_of_an_order(make_recipe: Any) -> None:
+    options = {"hidden": [7], "num_orders": 1, "training_orders": "mixture"}
+    model: Any = make_model(make_recipe, "eonade", size=4, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.5)
+    images = binary_images(9, 4)
+    nll = model.nll_of_one_order(images)
+    nll.mean().backward()
+
+    exact: Any = make_model(make_recipe, "eonade", size=4, **options)
+    exact.load_state_dict(model.state_dict())
+    expected = -plain_eonade(exact.double(), images.double())
+    expected.mean().backward()
+    # Single against double precision, 16 pixels.
+    torch.testing.assert_close(nll.double(), expected, atol=1e-5, rtol=1e-6)
+    for (name, parameter), reference in zip(
+        model.named_parameters(), exact.parameters(), strict=True
+    ):
+        torch.testing.assert_close(
+            parameter.grad.double(), reference.grad, atol=1e-5, rtol=1e-5, msg=name
+        )
 
 
 def test_eonade_starts_as_the_independent_model(make_recipe: Any) -> None:

@@ -251,8 +251,9 @@ class TestEveryModel:
         cell = preview[: len(first) * scale : scale, : first.shape[1] * scale : scale]
         assert cell.shape[:2] == first.shape[:2]
         # The preview shows the classes in turn, and was drawn on another machine: of what is no
-        # 0 or 1 it may have rounded a level differently.
-        if draws_binary(shipped, name) and not shipped.service.catalog.find(name).manifest.labels:
+        # 0 or 1 it may have rounded a level differently, except where sums are exact.
+        is_same_anywhere = draws_binary(shipped, name) or name == "dcgan-fashion"
+        if is_same_anywhere and not shipped.service.catalog.find(name).manifest.labels:
             np.testing.assert_array_equal(cell, first)
 
 

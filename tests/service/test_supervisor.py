@@ -39,6 +39,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a signal waits for a process to run."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    pending = re.search(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)
+    assert pending is not None
+    return bool(int(pending[1], 16) >> (number - 1) & 1)
+
+
 def kill(pids: list[int]) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
@@ -153,6 +161,22 @@ def test_a_signal_before_the_server_has_handlers_waits_for_them() -> None:
     command = [sys.executable, "-c", EARLY_SIGNAL]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "7", done.stderr
+
+
+def test_a_second_interrupt_reaches_a_process_that_had_no_time_for_the_first(
+    start: Start,
+) -> None:
+    process = start(processes=3, drain_window_s=3600)
+    with process.ready_client():
+        late, *others = process.children()
+    os.kill(late, signal.SIGSTOP)
+    wait_until(lambda: " T " in Path(f"/proc/{late}/stat").read_text(encoding="ascii"))
+    process.popen.send_signal(signal.SIGINT)
+    wait_until(lambda: is_pending(late, signal.SIGINT))
+    process.popen.send_signal(signal.SIGINT)
+    wait_until(lambda: not any(map(is_alive, others)))
+    os.kill(late, signal.SIGCONT)
+    process.wait()
 
 
 def test_until_the_models_are_loaded_it_says_so(start: Start, tmp_path: Path) -> None:
