@@ -2,7 +2,7 @@
 
 Both draw the same images from the same weights and the same noise, on one thread each:
 
-    python benchmarks/naive_sampler.py model_store/nade-mnist/1
+    python benchmarks/naive_sampler.py model_store/nade-mnist/2
 
 The textbook sampler needs one full pass over the image for each pixel. The pass is the bundle's own
 `log_prob` graph; for NADE also torch with masked matrix products over chunks of pixels, and the
@@ -45,9 +45,9 @@ def onnx_pass(log_prob: Graph) -> FullPass:
     return full_pass
 
 
-def torch_pass(generate_file: Path) -> FullPass:
+def torch_pass(log_prob_file: Path) -> FullPass:
     """Compute all conditionals of NADE by one masked matrix product per chunk of pixels."""
-    W, V, b, c = _weights(generate_file)
+    W, V, b, c = _weights(log_prob_file)
     earlier = torch.tril(torch.ones(_CHUNK, _CHUNK), diagonal=-1)
 
     @torch.no_grad()
@@ -69,13 +69,13 @@ def torch_pass(generate_file: Path) -> FullPass:
 
 
 def _weights(path: Path) -> tuple[torch.Tensor, ...]:
-    """Find W, V (D, H), b (D,) and c (H,) among what the sampler's scan reads."""
+    """Find W, V (D, H), b (D,) and c (H,) among what the scan of the scores reads."""
     graph = onnx.load(path).graph
     constants = {constant.name: constant for constant in graph.initializer}
     producers = {output: node for node in graph.node for output in node.output}
     scans = [node for node in graph.node if node.op_type == "Scan" and len(node.input) == 5]
     if not scans:
-        raise ValueError(f"{path} is no sampler of NADE")
+        raise ValueError(f"{path} is no NADE")
 
     def constant(name: str) -> torch.Tensor:
         while name not in constants:  # behind a change of shape
@@ -128,7 +128,7 @@ def main() -> None:
     num_dims = noise[0].size
     passes = {"log_prob graph": onnx_pass(log_prob)}
     if manifest.family == "nade":
-        passes["torch, chunks"] = torch_pass(options.bundle / "generate.onnx")
+        passes["torch, chunks"] = torch_pass(options.bundle / "log_prob.onnx")
 
     shipped_s = seconds(lambda: generate(inputs), 3)
     print(f"shipped graph: {options.images} images in {shipped_s:.4f} s, one thread")

@@ -20,6 +20,7 @@ from torch.export import Dim
 from export.data import Images, load_split
 from export.graph import FloatArray, Graph, Tensors
 from export.model import GenerativeModel
+from export.operators import TRANSLATIONS
 from export.recipe import Recipe
 from export.train import load_model
 from service.manifest import GOLDEN_FILE, Role
@@ -174,6 +175,7 @@ def write_graph(
             external_data=False,
             input_names=list(inputs),
             output_names=list(outputs),
+            custom_translation_table=TRANSLATIONS,
         )
     assert program is not None
     content = program.model_proto

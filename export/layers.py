@@ -170,3 +170,20 @@ def at_least_two(rows: Tensor) -> Tensor:
     of them. Where images are columns there must be two, for the bits to be those of any batch.
     """
     return torch.cat([rows, rows[: 1 // rows.shape[0]]])
+
+
+def in_fours(rows: Tensor) -> Tensor:
+    """Repeat the last row until there are whole fours, (N, D) -> (4⌈N/4⌉, D), in a graph too.
+
+    ONNX Runtime multiplies rows by a single column four at a time and adds up the products of two
+    rows, or one, that remain in other orders. Where images are rows none must remain, for the
+    bits to be those of any batch.
+    """
+    num_rows = rows.shape[0]
+    places = torch.arange((num_rows + 3) // 4 * 4).clamp(max=num_rows - 1)
+    return rows.index_select(0, places)
+
+
+def out_of_fours(padded: Tensor, rows: Tensor) -> Tensor:
+    """Undo `in_fours`: keep as many rows as others have."""
+    return padded.index_select(0, torch.arange(rows.shape[0]))

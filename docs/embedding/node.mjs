@@ -1,7 +1,7 @@
 /**
  * Draw images of a bundle in Node, as one picture in PGM or PPM, one below the other:
  *
- *     node node.mjs ../../model_store/nade-mnist/1 '{"seed": 7, "n": 16}' > digits.pgm
+ *     node node.mjs ../../model_store/nade-mnist/2 '{"seed": 7, "n": 16}' > digits.pgm
  *
  * The request is that of `generate` in ptheta.mjs.
  */

@@ -4,10 +4,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from export.layers import mean_pixel_logits, scan, score_binary, thresholds
+from export.layers import (
+    in_fours,
+    mean_pixel_logits,
+    out_of_fours,
+    scan,
+    score_binary,
+    thresholds,
+)
 from export.model import FamilyConfig, GenerativeModel
+from export.operators import is_positive
 from export.sweep import chain_log_prob
 from service.manifest import Noise, Role
+
+# Each step of a Scan has its own cost, beside that of what is in it.
+_PIXELS_PER_STEP = 8
 
 
 class Config(FamilyConfig):
@@ -62,16 +73,16 @@ class Model(GenerativeModel):
         return chain_log_prob(inputs, self.W[:, None], self.V, self.b, self.c, rectified=False)
 
     def graphs(self) -> dict[Role, nn.Module]:
-        """Return the two graphs; both scan over the pixels with one state of (H, N).
-
-        Images are columns, because ONNX Runtime multiplies a row by a matrix, (1, H) by (H, N),
-        with the same bits in every column whatever N is; a matrix by a column it does not.
-        """
+        """Return the two graphs; both scan over the pixels with one activation per image."""
         return {"generate": Generate(self), "log_prob": LogProb(self)}
 
 
 class Generate(nn.Module):
-    """noise -> image: Sigmoid, Gemm, Less, Cast and Gemm per pixel."""
+    """noise -> image: two Gemms and a Sigmoid per pixel, images as rows.
+
+    A pixel is 1 where its logit exceeds its threshold, where V·h + (b - threshold) is positive:
+    ONNX Runtime then makes product, sum and comparison one kernel.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -81,23 +92,34 @@ class Generate(nn.Module):
         self, noise: Tensor, temperature: Tensor, known: Tensor, known_mask: Tensor
     ) -> Tensor:
         """Sample, (N, C, H, W) -> (N, C, H, W)."""
-        limits = thresholds(noise, temperature, known, known_mask)
+        limits = in_fours(thresholds(noise, temperature, known, known_mask))
+        num_dims = limits.shape[1]
+        stride = max(k for k in range(1, _PIXELS_PER_STEP + 1) if num_dims % k == 0)
 
-        def step(activation: Tensor, pixel: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            W, V, b, limit = pixel  # (H, 1), (1, H), (1, 1), (1, N)
-            logits = torch.addmm(b, V, torch.sigmoid(activation))
-            value = (limit < logits).to(activation.dtype)
-            return torch.addmm(activation, W, value), value + 0
+        def step(activation: Tensor, pixels: list[list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
+            values = []
+            for W, V, margin in pixels:  # (1, H), (H, 1), (N, 1)
+                logits = torch.addmm(margin, torch.sigmoid(activation), V)
+                values.append(is_positive(logits))
+                activation = torch.addmm(activation, values[-1], W)
+            return activation, values
 
-        start = self.c[:, None] + 0 * noise.flatten(1)[:, 0]
-        slices = (self.W[:, :, None], self.V[:, None], self.b[:, None, None], limits.t()[:, None])
-        values: Tensor
+        margins = (self.b - limits).t()[..., None]  # (D, N, 1)
+        weights = (self.W[:, None], self.V[..., None], margins)
+        slices = [[part[first::stride] for part in weights] for first in range(stride)]
+        start = self.c + 0 * in_fours(noise.flatten(1)[:, :1])
+        values: list[Tensor]
         _, values = scan(step, start, slices)
-        return values[:, 0].t().reshape(noise.shape)
+        image = torch.stack(values, dim=1).reshape(num_dims, -1)  # (D, N)
+        return out_of_fours(image.t(), noise).reshape(noise.shape)
 
 
 class LogProb(nn.Module):
-    """image -> log_prob, conditional_log_prob in O(NH) memory besides the answer."""
+    """image -> log_prob, conditional_log_prob in O(NH) memory besides the answer.
+
+    Images are columns, because ONNX Runtime multiplies a row by a matrix, (1, H) by (H, N), with
+    the same bits in every column whatever N is; a matrix by a column it does not.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
