@@ -216,17 +216,20 @@ class Batcher:
         self.admit(num_rows)
         loop = asyncio.get_running_loop()
         ticket = Ticket(rows, num_rows, finish, loop.create_future(), time.monotonic())
-        timer = loop.call_later(timeout_s, self._expire, ticket, timeout_s)
         self._tickets.append(ticket)
         self.num_queued_rows += num_rows
         self._workers.enter()
-        self._ask()
+        self._ask()  # perhaps it is run at once
+        timer = None
+        if not ticket.done():
+            timer = loop.call_later(timeout_s, self._expire, ticket, timeout_s)
         outcome = None
         try:
             outcome = await ticket.future
             return outcome
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             self._workers.leave()
             if ticket.future.cancelled():
                 self._abandon(ticket)

@@ -68,6 +68,8 @@ class Server(uvicorn.Server):
         self._closes_address = closes_address
         self._on_listening = on_listening
         self._app = app
+        # A lone connection can bring no further request before its answer.
+        app.state.service.workers.is_sole_client = lambda: len(self.server_state.connections) == 1
         self._drain_window_s = settings.drain_window_s
         self._drain_timeout_s = settings.drain_timeout_s
         self._drained_at: float | None = None

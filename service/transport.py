@@ -50,6 +50,12 @@ class Protocol(HttpToolsProtocol):
         self.transport.write(head.encode() + body)
         self.transport.close()
 
+    def on_response_complete(self) -> None:
+        """End a request; the only client there is need not wait for the answers of others."""
+        if len(self.connections) == 1:
+            cast(GatheringTransport, self.transport).flush()
+        super().on_response_complete()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """End the work for whoever has gone."""
         super().connection_lost(exc)
@@ -83,16 +89,16 @@ class GatheringTransport(asyncio.Transport):
     def write(self, data: Any) -> None:
         """Write soon."""
         if len(data) > _LARGE_BYTES:
-            self._flush()
+            self.flush()
             self._transport.write(data)
             return
         if not self._pieces:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._pieces.append(data)
 
     def close(self) -> None:
         """Write what is left, and close."""
-        self._flush()
+        self.flush()
         self._transport.close()
 
     def abort(self) -> None:
@@ -124,7 +130,8 @@ class GatheringTransport(asyncio.Transport):
         """Tell who handles the connection."""
         return self._transport.get_protocol()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write now."""
         if self._pieces:
             pieces, self._pieces = self._pieces, []
             self._transport.write(b"".join(pieces))

@@ -43,9 +43,12 @@ class Workers:
 
     Nobody is waited for, but what has arrived is read before a batch is closed: turns are granted
     in the first round of the event loop that brings no further call, or soon where a batch is full.
+    Where there is nobody but the caller, the turn is granted at once.
 
     Attributes:
         num_calls: Accepted calls that have no answer yet.
+        is_sole_client: Tells whether no further call can have arrived, as far as is known. A server
+            that can count its connections sets it.
 
     Args:
         num_threads: Runs at once.
@@ -62,6 +65,7 @@ class Workers:
         self._num_threads = num_threads
         self._num_free = num_threads
         self.num_calls = 0
+        self.is_sole_client: Callable[[], bool] = lambda: False
         self._num_entered = 0
         self._num_gathered = 0
         self._num_rounds = 0
@@ -85,7 +89,10 @@ class Workers:
         """Queue a batcher up for a turn."""
         if batcher not in self._turns:
             self._turns.append(batcher)
-        self._grant_soon()
+        if self.num_calls == 1 and not self._is_granting and self.is_sole_client():
+            self._grant()
+        else:
+            self._grant_soon()
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run a function on one of the threads, outside of all turns."""

@@ -632,6 +632,52 @@ class TestQuickRuns:
         assert set(threads) == {here}
         await asyncio.to_thread(one_of_many.close)
 
+    async def test_the_call_of_a_sole_client_is_answered_in_its_own_round(self, make: Make) -> None:
+        here = threading.current_thread().name
+        threads, run = self.named()
+        quick = Workers(1, quick_s=10)
+        batcher = make(run=run, on=quick)
+        await call(batcher, 1)
+        for is_sole in (True, False):
+            quick.is_sole_client = lambda is_sole=is_sole: is_sole
+            task = call(batcher, 2)
+            await asyncio.sleep(0)
+            assert task.done() == is_sole
+            assert (await task).value == [2]
+        assert threads[1:] == [here, here]
+        await asyncio.to_thread(quick.close)
+
+    async def test_calls_beside_another_are_gathered_whatever_the_server_counts(
+        self, graph: FakeGraph, make: Make
+    ) -> None:
+        quick = Workers(1, quick_s=10)
+        quick.is_sole_client = lambda: True
+        large, small = make(on=quick), make(on=quick)
+        running = await busy(large, graph)
+        waiting = [call(small, value) for value in (1, 2)]
+        await settled()
+        graph.release()
+        await asyncio.gather(running, *waiting)
+        assert graph.batch_sizes == [1, 2]
+        await asyncio.to_thread(quick.close)
+
+    async def test_a_sole_call_that_fails_tells_its_caller(self, make: Make) -> None:
+        def run(parts: Sequence[Rows], stop: Stop) -> Rows:
+            x = np.concatenate([part["x"] for part in parts])
+            if POISON in x:
+                raise FloatingPointError("poison")
+            return {"y": x}
+
+        quick = Workers(1, quick_s=10)
+        batcher = make(run=run, on=quick)
+        await call(batcher, 1)
+        quick.is_sole_client = lambda: True
+        with pytest.raises(InferenceFailedError):
+            await call(batcher, POISON)
+        assert (await call(batcher, 3)).value == [3]
+        assert quick.num_calls == 0
+        await asyncio.to_thread(quick.close)
+
     async def test_a_quick_batch_has_no_more_rows_than_run_within_the_time(
         self, make: Make
     ) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.app import create_app
+from service.server import Server
+from service.settings import Settings
 from tests.service.answers import answer, problem
 from tests.service.bundles import slow_generator, write_bundle
 from tests.service.conftest import Start
@@ -36,6 +39,15 @@ def test_it_says_where_to_click_and_ends_quietly(start: Start, processes: int) -
     assert told.startswith(f"ptheta serves {process.store} at {address}\n")
     assert f"{address}/docs " in told
     assert f"{address}/models " in told
+
+
+def test_its_workers_know_whether_there_is_a_single_connection() -> None:
+    settings = Settings()
+    app = create_app(settings)
+    server = Server(app, settings)
+    for is_sole in (False, True, False):
+        assert app.state.service.workers.is_sole_client() == is_sole
+        server.server_state.connections.add(object())  # type: ignore[arg-type]
 
 
 @ONE_AND_SEVERAL

@@ -4,8 +4,11 @@ import asyncio
 from typing import Any
 
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
-from service.transport import GatheringTransport
+from service.transport import GatheringTransport, Protocol
 
 pytestmark = pytest.mark.anyio
 
@@ -70,3 +73,30 @@ async def test_aborting_writes_nothing_more() -> None:
     transport.abort()
     await asyncio.sleep(0)
     assert wire.writes == []
+
+
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer every request."""
+    headers = [(b"content-length", b"4")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"done"})
+
+
+@pytest.mark.parametrize("num_others", [0, 1])
+async def test_the_answer_to_the_only_client_leaves_at_once(num_others: int) -> None:
+    config = uvicorn.Config(answer, http=Protocol, proxy_headers=False, log_config=None)
+    config.load()
+    state = ServerState()
+    wire, *others = (Wire() for _ in range(1 + num_others))
+    protocols = []
+    for each in (wire, *others):
+        protocols.append(Protocol(config, state, {}))
+        protocols[-1].connection_made(each)
+    protocols[0].data_received(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+    await asyncio.sleep(0)
+    assert len(wire.writes) == (0 if num_others else 1)
+    await asyncio.sleep(0)
+    assert len(wire.writes) == 1
+    assert wire.writes[0].endswith(b"\r\n\r\ndone")
+    for protocol in protocols:
+        protocol.connection_lost(None)
