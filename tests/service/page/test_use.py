@@ -79,8 +79,8 @@ def test_a_quote_in_a_class_does_not_break_the_command(
 
 
 def test_everything_can_be_done_by_keys(site: httpx.Client, open_page: Open) -> None:
-    page = open_page(site, "/#vae-mnist")
-    expect(page.locator("#sample .status")).to_contain_text("vae-mnist")
+    page = open_page(site, "/#eonade-mnist")
+    expect(page.locator("#sample .status")).to_contain_text("eonade-mnist")
     page.keyboard.press("Tab")
     expect(page.locator(".skip")).to_be_focused()
     expect(page.locator(".skip")).to_be_in_viewport()
