@@ -17,3 +17,10 @@ def share_freed_memory() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return bool(mallopt is not None and mallopt(_M_ARENA_MAX, 1))
+
+
+def return_freed_memory() -> None:
+    """Give whole pages that nobody uses back to the system, where there is a glibc to do it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

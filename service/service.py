@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from typing import Literal
 
 from service.access import Accounts, caller
@@ -11,6 +12,7 @@ from service.catalog import Catalog
 from service.errors import DrainingError, ModelLoadingError
 from service.keys import read_keys
 from service.manifest import Operation
+from service.memory import return_freed_memory
 from service.metrics import Metrics
 from service.model import Model
 from service.settings import Settings
@@ -22,6 +24,11 @@ logger = logging.getLogger(__name__)
 # clear surplus: to connect anew costs a client more than to wait a little.
 _NEWEST_TICK_WEIGHT = 0.1
 _SURPLUS_FACTOR = 1.25
+
+# What is freed between others stays with the process, in the end as much again as is in use. To
+# give it back takes milliseconds, hence now and then, and not from a process that rests.
+_TRIM_S = 5.0
+_FEW_CALLS = 1e-3
 
 Phase = Literal["loading", "serving", "draining", "stopped"]
 
@@ -58,6 +65,7 @@ class Service:
         self._failure = ""
         self._mean_calls = 0.0
         self._num_to_shed = 0
+        self._next_trim = 0.0
 
     @property
     def phase(self) -> Phase:
@@ -73,6 +81,7 @@ class Service:
         except Exception as error:
             self._failure = "the model store cannot be read; see the log"
             logger.critical("the model store cannot be read: %s", error)
+        return_freed_memory()
 
     def serve(self, position: int = 0) -> None:
         """Begin to answer, once the models are loaded.
@@ -97,6 +106,9 @@ class Service:
         fair = self.metrics.share_calls(self._mean_calls)
         has_surplus = self._mean_calls > fair * _SURPLUS_FACTOR + 1
         self._num_to_shed = int((self._mean_calls - fair) / 2) if has_surplus else 0
+        if self._mean_calls > _FEW_CALLS and time.monotonic() >= self._next_trim:
+            return_freed_memory()
+            self._next_trim = time.monotonic() + _TRIM_S
 
     def sheds_connection(self) -> bool:
         """Tell whether the next answer should ask its client to connect anew.

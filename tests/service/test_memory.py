@@ -1,4 +1,4 @@
-"""What a run has freed on one thread serves the next run on another."""
+"""What a run has freed serves the next run on another thread, and later goes back."""
 
 import subprocess
 import sys
@@ -34,3 +34,30 @@ def test_threads_take_turns_at_the_same_memory() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     if done.stdout.strip() != "no glibc":
         assert int(done.stdout) <= 10
+
+
+FREED = """
+import numpy as np
+from pathlib import Path
+from service.memory import return_freed_memory, share_freed_memory
+
+def resident_bytes():
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+if not share_freed_memory():
+    print("no glibc")
+else:
+    blocks = []
+    for _ in range(800):  # 50 MiB, and something between any two that stays
+        blocks += [np.ones(2**13), np.ones(2**9)]
+    del blocks[::2]
+    before = resident_bytes()
+    return_freed_memory()
+    print((before - resident_bytes()) // 2**20)
+"""
+
+
+def test_what_is_freed_between_other_things_goes_back_to_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    if done.stdout.strip() != "no glibc":
+        assert int(done.stdout) >= 40
