@@ -176,11 +176,17 @@ class Conditionals(nn.Module):
 
 
 class Generate(Conditionals):
-    """noise -> image; what falls outside of [0, 1] is cut off at the very end."""
+    """noise -> image; what falls outside of y in [0, 1] is cut off before it is looked at.
+
+    Beyond, where no image is, a conditional may be anything: the state would grow from pixel to
+    pixel, in one of some thousand images until nothing is finite.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__(model)
         self.before = nn.Buffer(torch.ones(self.components, self.components).triu(1))
+        self.lowest = nn.Buffer(-self.mean / self.std)
+        self.highest = nn.Buffer((1 - self.mean) / self.std)
 
     def forward(
         self, noise: Tensor, temperature: Tensor, known: Tensor, known_mask: Tensor
@@ -198,7 +204,7 @@ class Generate(Conditionals):
         cool = temperature[:, None]
 
         def step(activation: Tensor, pixel: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            W, rho, V, b, floor, uniform, deviate, known_z, known_here = pixel
+            W, rho, V, b, floor, lowest, highest, uniform, deviate, known_z, known_here = pixel
             rows = torch.addmm(b, V, torch.relu(rho * activation)).t()  # (N, 3K)
             logits, means, log_sigmas = torch.split(rows, self.components, dim=1)
             scaled = logits / cool
@@ -210,11 +216,13 @@ class Generate(Conditionals):
             mean = (is_chosen * means).sum(dim=1, keepdim=True)
             sigma = (is_chosen * (torch.exp(log_sigmas) + floor)).sum(dim=1, keepdim=True)
             drawn = (mean + root * sigma * deviate[:, None]).t()  # (1, N)
+            drawn = torch.minimum(torch.maximum(drawn, lowest), highest)
             z = torch.where(known_here[None] > 0.5, known_z[None], drawn)
             return torch.addmm(activation, W, z), z + 0
 
         slices = (uniforms, normal, fixed, is_fixed)
-        columns = (*self.weights(), self.floor, *(rows.t() for rows in slices))
+        limits = (self.floor, self.lowest, self.highest)
+        columns = (*self.weights(), *limits, *(rows.t() for rows in slices))
         values: Tensor
         _, values = scan(step, self.start(fixed), columns)
         levels = values[:, 0].t() * self.std + self.mean
