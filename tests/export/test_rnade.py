@@ -199,3 +199,16 @@ def test_no_component_is_narrower_than_a_fifth_of_a_grey_level(make_recipe: Any)
         best = model.log_prob(torch.full((1, 1, 2, 2), 127.5 / 255))
     peak = -math.log(0.2 * math.sqrt(2 * math.pi))  # of one pixel, per grey level
     assert best.item() == pytest.approx(4 * peak, abs=1e-3)
+
+
+def test_a_pixel_that_falls_far_outside_leads_the_others_nowhere(make_recipe: Any) -> None:
+    """What no training image has shown may have any conditional, one that explodes too."""
+    image = Image(shape=(1, 6, 6), values="continuous")
+    model: Any = build_model(make_recipe("rnade"), image, 0).requires_grad_(False)
+    model.W.fill_(0.1)
+    model.V.fill_(0.02)
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn((8, 2, 1, 6, 6), generator=rng)
+    nothing = torch.zeros(8, 1, 6, 6)
+    images = model.graphs()["generate"](noise, torch.ones(8), nothing, nothing)
+    assert ((images >= 0) & (images <= 1)).all()
