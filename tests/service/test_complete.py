@@ -58,8 +58,12 @@ def test_every_ordered_model_can_complete(shipped: Served) -> None:
         body |= {"image": drawn[0].tolist()}
         rows = len(drawn[0]) // 2
         completed = array(shipped.client.post("/complete", json=body | {"known_rows": rows}))
-        # The same noise after the same beginning: the very same image.
-        assert np.abs(completed.astype(int) - drawn).max() <= 1, name
+        difference = np.abs(completed.astype(int) - drawn)
+        assert difference[:, :rows].max() <= 1, name
+        # The same noise after the same beginning: the very same image. Real numbers arrive as grey
+        # levels, so there the beginning is not quite the same.
+        if shipped.service.catalog.find(name).manifest.image.values != "continuous":
+            assert difference.max() <= 1, name
         unknown = array(shipped.client.post("/complete", json=body | {"known_rows": 0}))
         np.testing.assert_array_equal(unknown, drawn)
 
