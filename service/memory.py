@@ -1,4 +1,4 @@
-"""Keep what runs have freed for the next run of any graph, on whatever thread."""
+"""What runs have freed: shared by all threads, and given back now and then."""
 
 import ctypes
 

@@ -180,10 +180,12 @@ def _value_problem(name: str, array: NDArray[Any], manifest: Manifest) -> str | 
         return None if is_sane.all() else f"must be finite, from {-MAX_NOISE:g} to {MAX_NOISE:g}"
     if name == "known_mask" or (name != "noise" and manifest.image.values == "binary"):
         return None if ((array == 0) | (array == 1)).all() else "must be 0 or 1 everywhere"
-    # An interval of real numbers reaches half a grey level beyond the level in its middle.
-    beyond = 0.5 / 255 + 1e-6 if name != "noise" and manifest.image.values == "continuous" else 0.0
-    is_inside = (array >= -beyond) & (array <= 1 + beyond)
-    return None if is_inside.all() else "must be from 0 to 1"
+    lowest, highest = 0.0, 1.0
+    if name != "noise" and manifest.image.values == "continuous":
+        # A grey level stands for an interval of real numbers, and is in the middle of it.
+        lowest, highest = -0.5 / 255, 255.5 / 255
+    is_inside = (array >= np.float32(lowest)) & (array <= np.float32(highest))
+    return None if is_inside.all() else f"must be from {lowest:.6g} to {highest:.6g}"
 
 
 def _check_samples(model: Model, noise: NDArray[Any], max_samples: int) -> None:

@@ -144,8 +144,9 @@ def products(path: Path) -> list[Node]:
 def test_no_sum_in_the_graph_can_exceed_what_single_precision_holds(graph: Path) -> None:
     """The proof, by what stands in the file and nothing else."""
     found = products(graph)
-    assert [node.is_gemm for node in found] == [True, *(False for _ in found[1:])]
-    assert len(found) >= 3
+    # One product and two transposed convolutions make 28×28 pixels, one more 32×32.
+    num_convolutions = 3 if "dcgan-emoji" in graph.parts else 2
+    assert [node.is_gemm for node in found] == [True] + num_convolutions * [False]
     for node in found:
         fullest = 0.0
         for weights, bias in node.terms():

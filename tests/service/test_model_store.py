@@ -177,7 +177,9 @@ class TestEveryModel:
         response = shipped.client.post("/log_prob", content=npy(noise), params=params, headers=NPY)
         other = [result["p_value"] for result in answer(response)["results"]]
         assert max(other) < 0.001
-        assert np.median(own) > max(other)
+        # Pixels drawn one by one are dust, which a model of digits rightly finds unusual too.
+        is_dust = model.manifest.family == "bernoulli"
+        assert np.median(own) > (max(other) if is_dust else 0.02)
 
     def test_it_reconstructs_its_own_images(self, shipped: Served, name: str) -> None:
         require(shipped, name, "reconstruct")

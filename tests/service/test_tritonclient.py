@@ -413,6 +413,16 @@ class TestErrors:
         text = refusal(lambda: tiny.infer("tiny-latent.generate", inputs_of(arrays)), 422)
         assert re.search(told, text), text
 
+    @pytest.mark.parametrize("value", [-0.6 / 255, 255.6 / 255])
+    def test_real_numbers_end_where_the_last_grey_levels_do(
+        self, shipped_client: Client, value: float
+    ) -> None:
+        arrays: Arrays = {"image": np.full((1, 1, 14, 14), value, np.float32)}
+        text = refusal(
+            lambda: shipped_client.infer("rnade-fashion14.log_prob", inputs_of(arrays)), 422
+        )
+        assert "image must be from -0.00196078 to 1.00196" in text
+
     @pytest.mark.parametrize(
         ("name", "arrays", "told"),
         [
