@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from export.activations import activation_bytes, golden_inputs_of
 from export.calibrate import calibrate
 from export.card import (
     NEAREST_FILE,
@@ -121,6 +122,7 @@ def describe(
                 sha256=sha256_of(path),
                 num_bytes=path.stat().st_size,
                 max_batch_rows=recipe.max_batch_rows,
+                activation_bytes=activation_bytes(path, golden_inputs_of(folder, role)),
             )
             for role in _ROLES
             if (path := folder / f"{role}.onnx").is_file()

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from service.app import create_app
 from service.banner import print_where_to_click
-from service.memory import share_freed_memory
+from service.memory import bound_freed_memory
 from service.server import Server
 from service.settings import Settings
 from service.supervisor import supervise
@@ -30,7 +30,7 @@ def main() -> None:
     logging.getLogger("uvicorn.error").name = "server"
     # Requests make little garbage in cycles: looking for it less often spares some per cent.
     gc.set_threshold(20_000, 20, 50)
-    share_freed_memory()
+    bound_freed_memory()
     try:
         status = supervise(settings) if settings.num_processes > 1 else _serve_alone(settings)
     except OSError as error:

@@ -148,16 +148,20 @@ class Application(FastAPI):
         scope["app"] = self
         scope["state"] = {**scope.get("state", {}), "service": service, "request_id": request_id}
         gate = self.gate
-        status, is_answered = 0, False
+        handle = self.short_ways.get((scope["method"], scope["path"]))
+        status, is_answered, seconds = 0, False, 0.0
+
+        def count() -> None:
+            nonlocal seconds
+            route = scope["path"] if handle is not None else _route_of(scope)
+            seconds = time.perf_counter() - began
+            service.metrics.on_request(scope["method"], route, status, seconds)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, is_answered
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"].append((b"x-request-id", request_id.encode()))
-                # Where another process does, or has more time.
-                if service.phase != "serving" or service.sheds_connection():
-                    message["headers"].append((b"connection", b"close"))
+                _add_headers(message, service, request_id)
                 if gate is not None:
                     mark(message)
             elif not message.get("more_body"):
@@ -166,9 +170,9 @@ class Application(FastAPI):
                     await _discard_body(receive)
                     message = {"type": "http.response.body"}
                 is_answered = True
+                count()  # first, so that whoever has an answer finds it in the metrics
             await send(message)
 
-        handle = self.short_ways.get((scope["method"], scope["path"]))
         try:
             if gate is not None and (answer := await _stop(gate, Request(scope))) is not None:
                 await answer(scope, receive, send_with_id)
@@ -182,11 +186,17 @@ class Application(FastAPI):
             # It has been answered and logged. Raised any further, it would make the server cut
             # the connection under the client's next request.
         finally:
-            route = scope["path"] if handle is not None else _route_of(scope)
-            seconds = time.perf_counter() - began
-            service.metrics.on_request(scope["method"], route, status, seconds)
+            if not is_answered:
+                count()
             if access_logger.isEnabledFor(logging.INFO):
                 _log_access(scope, status, seconds)
+
+
+def _add_headers(message: Message, service: Service, request_id: str) -> None:
+    message["headers"].append((b"x-request-id", request_id.encode()))
+    # Where another process does, or has more time.
+    if service.phase != "serving" or service.sheds_connection():
+        message["headers"].append((b"connection", b"close"))
 
 
 def _log_access(scope: Scope, status: int, seconds: float) -> None:

@@ -208,7 +208,7 @@ def load_bundle(
         path = folder / graph.file
         _verify(path, graph.sha256)
         try:
-            session = Session(path, device)
+            session = Session(path, device, graph.activation_bytes)
         except Exception as error:  # the runtime's own classes share no better base
             raise BrokenBundleError(f"{path.name} cannot be loaded: {error}") from error
         missing = _OUTPUTS[role] - set(session.outputs)

@@ -1,10 +1,13 @@
 """Where graphs run: ONNX Runtime's execution providers, and what suits each."""
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import onnxruntime
+
+from service.memory import LARGEST_KEPT_BLOCK
 
 logger = logging.getLogger(__name__)
 
@@ -23,18 +26,35 @@ class Device:
         providers: For ONNX Runtime, best first; the CPU takes what the others cannot.
         pads_batches: Whether batches are filled up to a power of two. A GPU plans its memory and
             its kernels anew for every size that it sees, so there should be few.
+        max_activation_bytes: Most that a node should put out in one run; a larger batch is run in
+            pieces.
     """
 
     name: Literal["cpu", "cuda", "tensorrt"]
     providers: tuple[Provider, ...]
     pads_batches: bool
+    max_activation_bytes: int | None = None
 
     def batch_size(self, num_rows: int) -> int:
         """Return how many rows a run of `num_rows` gets."""
         return 1 << (num_rows - 1).bit_length() if self.pads_batches else num_rows
 
+    def piece_rows(self, num_rows: int, row_bytes: int | None) -> int:
+        """Return how many rows to run at once so that `num_rows` are done in equal pieces.
 
-CPU = Device("cpu", (_CPU,), pads_batches=False)
+        Args:
+            num_rows: Rows to run, at least one.
+            row_bytes: Most that a node puts out per row, if that is known.
+        """
+        if self.max_activation_bytes is None or row_bytes is None:
+            return num_rows
+        most = max(1, self.max_activation_bytes // row_bytes)
+        return math.ceil(num_rows / math.ceil(num_rows / most))
+
+
+# Activations of this size stay in a core's cache, and come out of memory that the process has
+# already: larger ones the allocator fetches from the system page by page, in each run anew.
+CPU = Device("cpu", (_CPU,), pads_batches=False, max_activation_bytes=LARGEST_KEPT_BLOCK)
 
 
 def may_use_gpu(asked: DeviceName) -> bool:

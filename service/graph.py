@@ -38,12 +38,16 @@ class Session:
     Args:
         path: The ONNX file.
         device: Where to run it.
+        activation_bytes: Most that a node puts out, if that is known: per row, or per importance
+            sample of a row.
 
     Raises:
         onnxruntime's own exceptions: The file is no graph that it can run.
     """
 
-    def __init__(self, path: Path, device: Device = CPU) -> None:
+    def __init__(
+        self, path: Path, device: Device = CPU, activation_bytes: int | None = None
+    ) -> None:
         options = onnxruntime.SessionOptions()
         # Several runs at once beat one wide run; each stays on its thread.
         options.intra_op_num_threads = 1
@@ -55,6 +59,7 @@ class Session:
             path, options, providers=list(device.providers)
         )
         self.device = device
+        self._activation_bytes = activation_bytes
         used, wanted = self._session.get_providers()[0], device.providers[0][0]
         self._memory = "cpu" if used == "CPUExecutionProvider" else "cuda"
         if used != wanted:
@@ -88,7 +93,7 @@ class Session:
         if stop is not None:
             stop.on_request(lambda: setattr(options, "terminate", True))
         try:
-            outputs = self._run(inputs, options)
+            outputs = self._run_in_pieces(inputs, options)
         except Exception as error:
             if stop is not None and stop.requested:
                 raise StoppedError from error
@@ -96,6 +101,20 @@ class Session:
         if padding:
             outputs = [output[:num_rows] for output in outputs]
         return dict(zip(self.outputs, outputs, strict=True))
+
+    def _run_in_pieces(self, inputs: Rows, options: onnxruntime.RunOptions) -> list[NDArray[Any]]:
+        num_rows = len(next(iter(inputs.values())))
+        row_bytes = self._activation_bytes
+        if row_bytes is not None and "log_weight" in self.outputs:
+            row_bytes *= inputs["noise"].shape[1]
+        step = self.device.piece_rows(num_rows, row_bytes)
+        if step == num_rows:
+            return self._run(inputs, options)
+        pieces = [
+            self._run({name: array[i : i + step] for name, array in inputs.items()}, options)
+            for i in range(0, num_rows, step)
+        ]
+        return [np.concatenate(outputs) for outputs in zip(*pieces, strict=True)]
 
     def _run(self, inputs: Rows, options: onnxruntime.RunOptions) -> list[NDArray[Any]]:
         if not self.device.pads_batches:

@@ -92,12 +92,15 @@ class Graph(Document):
 
     Attributes:
         max_batch_rows: Largest batch worth running at once; more rows only add latency.
+        activation_bytes: Most that one node of the graph puts out, where that was measured: per
+            row, or per importance sample of a row.
     """
 
     file: Annotated[str, Field(pattern=r"^[a-z_]+\.onnx$")]
     sha256: Sha256
     num_bytes: PositiveInt
     max_batch_rows: PositiveInt
+    activation_bytes: PositiveInt | None = None
 
 
 class Calibration(Document):

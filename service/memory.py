@@ -3,20 +3,35 @@
 import ctypes
 
 # Of glibc's malloc.h.
-_M_ARENA_MAX = -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+
+LARGEST_KEPT_BLOCK = 3 * 2**19
+"""Larger blocks, in bytes, go back to the system as soon as they are freed."""
+
+_LARGEST_FREE_END = 2**23
 
 
-def share_freed_memory() -> bool:
-    """Let all threads of the process use one heap, where glibc has one for each.
+def bound_freed_memory() -> bool:
+    """Keep little of what is freed, and let all threads of the process share it.
 
-    The threads of a process take turns at large runs. Each would keep the most that any of its
-    runs ever took; sharing costs them nothing, since they hardly ever allocate at the same moment.
+    glibc has a heap for each thread. The threads of a process take turns at large runs, and each
+    would keep the most that any of its runs ever took; sharing one costs them nothing, since they
+    hardly ever allocate at the same moment. And it lets the blocks that it keeps grow with those
+    that it sees, up to 32 MiB: what is allocated between them then tears the heap to pieces that
+    fit nothing, and it grows for as long as the load lasts.
 
     Returns:
         Whether this process has a glibc to tell.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return bool(mallopt is not None and mallopt(_M_ARENA_MAX, 1))
+    if mallopt is None:
+        return False
+    told = [
+        mallopt(_M_ARENA_MAX, 1),
+        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK),
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST_FREE_END),
+    ]
+    return all(told)
 
 
 def return_freed_memory() -> None:

@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 
 from service.device import CPU, DeviceName, choose_device
+from service.memory import LARGEST_KEPT_BLOCK
 
 GPU_PROVIDERS = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
@@ -63,3 +64,25 @@ def test_a_gpu_sees_few_batch_sizes_and_the_cpu_sees_the_true_one(
 ) -> None:
     assert choose_device("cuda", memory_bytes=1).batch_size(num_rows) == padded
     assert CPU.batch_size(num_rows) == num_rows
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "row_bytes", "step"),
+    [
+        (64, None, 64),  # nobody has measured it
+        (64, LARGEST_KEPT_BLOCK // 64, 64),
+        (64, LARGEST_KEPT_BLOCK // 63, 32),  # not 63 and a single one
+        (64, LARGEST_KEPT_BLOCK // 20, 16),
+        (5, LARGEST_KEPT_BLOCK // 2, 2),
+        (3, 2 * LARGEST_KEPT_BLOCK, 1),  # even one is too many
+    ],
+)
+def test_a_cpu_runs_in_pieces_what_would_not_fit_its_cache(
+    num_rows: int, row_bytes: int | None, step: int
+) -> None:
+    assert CPU.piece_rows(num_rows, row_bytes) == step
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_runs_a_batch_whole() -> None:
+    assert choose_device("cuda", memory_bytes=1).piece_rows(64, 10**9) == 64

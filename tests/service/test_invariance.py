@@ -1,7 +1,8 @@
-"""The bytes of an answer do not depend on how the server runs: threads, processes, padding."""
+"""The bytes of an answer do not depend on how the server runs: threads, processes, batches."""
 
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -71,3 +72,23 @@ def test_padding_changes_no_bit(folder: Path) -> None:
         } | {"noise": noise[:count]}
         for name, expected in plain.run(inputs).items():
             np.testing.assert_array_equal(padded.run(inputs)[name], expected)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.parent.name)
+def test_pieces_change_no_bit(folder: Path) -> None:
+    """A CPU runs a large batch in pieces where its activations would leave the cache."""
+    manifest = read_manifest(folder)
+    for role, graph in manifest.graphs.items():
+        whole = Session(folder / graph.file)
+        assert graph.activation_bytes is not None
+        device = replace(CPU, max_activation_bytes=3 * graph.activation_bytes)
+        cut = Session(folder / graph.file, device, graph.activation_bytes)
+        with np.load(folder / "golden.npz") as golden:
+            examples = {name: golden[f"{role}.{name}"] for name in whole.inputs}
+        for count in (4, 8):
+            inputs = {
+                name: np.resize(array, (count, *array.shape[1:]))
+                for name, array in examples.items()
+            }
+            for name, expected in whole.run(inputs).items():
+                np.testing.assert_array_equal(cut.run(inputs)[name], expected)

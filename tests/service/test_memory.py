@@ -1,4 +1,4 @@
-"""What a run has freed serves the next run on another thread, and later goes back."""
+"""What a run has freed serves the next run on another thread, or goes back to the system."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ CODE = """
 import numpy as np
 from pathlib import Path
 from threading import Thread
-from service.memory import share_freed_memory
+from service.memory import bound_freed_memory
 
 def resident_bytes():
     return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
@@ -17,7 +17,7 @@ def run():
     ends.append(np.ones(1))  # keeps the heap from shrinking
 
 ends = []
-if not share_freed_memory():
+if not bound_freed_memory():
     print("no glibc")
 else:
     before = resident_bytes()
@@ -39,12 +39,12 @@ def test_threads_take_turns_at_the_same_memory() -> None:
 FREED = """
 import numpy as np
 from pathlib import Path
-from service.memory import return_freed_memory, share_freed_memory
+from service.memory import return_freed_memory, bound_freed_memory
 
 def resident_bytes():
     return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
 
-if not share_freed_memory():
+if not bound_freed_memory():
     print("no glibc")
 else:
     blocks = []
@@ -61,3 +61,29 @@ def test_what_is_freed_between_other_things_goes_back_to_the_system() -> None:
     done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
     if done.stdout.strip() != "no glibc":
         assert int(done.stdout) >= 40
+
+
+CHURN = """
+import numpy as np
+from pathlib import Path
+from service.memory import LARGEST_KEPT_BLOCK, bound_freed_memory
+
+def resident_bytes():
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+if not bound_freed_memory():
+    print("no glibc")
+else:
+    kept, before = [], resident_bytes()
+    for size in (1.1, 4, 2, 9, 3, 1.5) * 20:
+        large = [np.ones(int(size * LARGEST_KEPT_BLOCK / 8)) for _ in range(3)]
+        kept.append(np.ones(2**10))  # 8 KiB that outlive what lies before them
+        del large
+    print((resident_bytes() - before) // 2**20)
+"""
+
+
+def test_large_blocks_leave_no_holes_that_nothing_fits() -> None:
+    done = subprocess.run([sys.executable, "-c", CHURN], capture_output=True, text=True, check=True)
+    if done.stdout.strip() != "no glibc":
+        assert int(done.stdout) <= 4
