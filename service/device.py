@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import onnxruntime
 
-from service.memory import LARGEST_KEPT_BLOCK
+from service.memory import LARGEST_ACTIVATION
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +52,9 @@ class Device:
         return math.ceil(num_rows / math.ceil(num_rows / most))
 
 
-# Activations of this size stay in a core's cache, and come out of memory that the process has
-# already: larger ones the allocator fetches from the system page by page, in each run anew.
-CPU = Device("cpu", (_CPU,), pads_batches=False, max_activation_bytes=LARGEST_KEPT_BLOCK)
+# A run of more rows is no faster once its activations fill a core's cache, but takes more memory,
+# and a process keeps the most that it ever took.
+CPU = Device("cpu", (_CPU,), pads_batches=False, max_activation_bytes=LARGEST_ACTIVATION)
 
 
 def may_use_gpu(asked: DeviceName) -> bool:

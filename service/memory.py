@@ -5,8 +5,12 @@ import ctypes
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
-LARGEST_KEPT_BLOCK = 3 * 2**19
-"""Larger blocks, in bytes, go back to the system as soon as they are freed."""
+LARGEST_ACTIVATION = 2**20
+"""Most that a node of a graph should put out in one run, in bytes."""
+
+# Larger blocks go back to the system as soon as they are freed, and come from there page by page.
+# A run plans one block for all that lives at a time, up to 2.6 times the largest: these are kept.
+LARGEST_KEPT_BLOCK = LARGEST_ACTIVATION * 11 // 4
 
 _LARGEST_FREE_END = 2**23
 

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from service.device import CPU, DeviceName, choose_device
-from service.memory import LARGEST_KEPT_BLOCK
+from service.memory import LARGEST_ACTIVATION
 
 GPU_PROVIDERS = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
@@ -70,11 +70,11 @@ def test_a_gpu_sees_few_batch_sizes_and_the_cpu_sees_the_true_one(
     ("num_rows", "row_bytes", "step"),
     [
         (64, None, 64),  # nobody has measured it
-        (64, LARGEST_KEPT_BLOCK // 64, 64),
-        (64, LARGEST_KEPT_BLOCK // 63, 32),  # not 63 and a single one
-        (64, LARGEST_KEPT_BLOCK // 20, 16),
-        (5, LARGEST_KEPT_BLOCK // 2, 2),
-        (3, 2 * LARGEST_KEPT_BLOCK, 1),  # even one is too many
+        (64, LARGEST_ACTIVATION // 64, 64),
+        (64, LARGEST_ACTIVATION // 63, 32),  # not 63 and a single one
+        (64, LARGEST_ACTIVATION // 20, 16),
+        (5, LARGEST_ACTIVATION // 2, 2),
+        (3, 2 * LARGEST_ACTIVATION, 1),  # even one is too many
     ],
 )
 def test_a_cpu_runs_in_pieces_what_would_not_fit_its_cache(
