@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -110,6 +110,7 @@ class Ticket(Generic[T]):
     finish: Callable[[Rows], T]
     future: asyncio.Future[Outcome[T]]
     queued_at: float
+    wanted: Collection[str] | None = None
     num_taken: int = 0
     num_done: int = 0
     started_at: float = 0.0
@@ -193,7 +194,12 @@ class Batcher:
         self.num_queued_rows = 0
 
     async def submit(
-        self, rows: Rows, finish: Callable[[Rows], T], *, timeout_s: float
+        self,
+        rows: Rows,
+        finish: Callable[[Rows], T],
+        *,
+        timeout_s: float,
+        wanted: Collection[str] | None = None,
     ) -> Outcome[T]:
         """Wait for rows to be run.
 
@@ -201,6 +207,8 @@ class Batcher:
             rows: Inputs, all with the same length of axis 0; at least one row.
             finish: Makes the answer of the result rows; called once, in a worker thread.
             timeout_s: Deadline, queueing included.
+            wanted: Names of the results that `finish` needs; by default all. A large call would
+                keep the others until its last row is done.
 
         Returns:
             What `finish` returned.
@@ -215,7 +223,7 @@ class Batcher:
         num_rows = len(next(iter(rows.values())))
         self.admit(num_rows)
         loop = asyncio.get_running_loop()
-        ticket = Ticket(rows, num_rows, finish, loop.create_future(), time.monotonic())
+        ticket = Ticket(rows, num_rows, finish, loop.create_future(), time.monotonic(), wanted)
         self._tickets.append(ticket)
         self.num_queued_rows += num_rows
         self._workers.enter()
@@ -383,7 +391,8 @@ class Batcher:
         start = 0
         for part in parts:
             end = start + part.stop - part.start
-            part.result = {name: array[start:end] for name, array in result.items()}
+            names = part.ticket.wanted or result
+            part.result = {name: result[name][start:end] for name in names}
             start = end
             if part.is_whole and not part.ticket.done():
                 _finish_part(part)

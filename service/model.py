@@ -1,6 +1,6 @@
 """What a loaded model can do, in arrays: its graphs behind one interface."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,6 +116,7 @@ class Model:
         num_samples: int = 1,
         seed: int = 0,
         noise: FloatArray | None = None,
+        with_conditionals: bool = True,
         timeout_s: float,
     ) -> Outcome[T]:
         """Score images.
@@ -128,6 +129,7 @@ class Model:
             num_samples: Importance samples per image; bounds only.
             seed: Of the importance samples.
             noise: That of the importance samples, (N, K, D), instead of their number and seed.
+            with_conditionals: Whether `finish` needs `conditional_log_prob`, large as the images.
             timeout_s: Deadline, queueing included.
 
         Raises:
@@ -160,7 +162,11 @@ class Model:
                 timeout_s=timeout_s,
             )
         return await _submit(
-            graph, _image_rows(images, labels), count_and_finish, timeout_s=timeout_s
+            graph,
+            _image_rows(images, labels),
+            count_and_finish,
+            timeout_s=timeout_s,
+            wanted=None if with_conditionals else ("log_prob",),
         )
 
     async def log_prob_of_classes(
@@ -201,7 +207,8 @@ class Model:
             return finish(log_prob)
 
         graph = self.graphs["log_prob"]
-        return await _submit(graph, rows, join, timeout_s=timeout_s)
+        wanted = None if self.is_bound else ("log_prob",)
+        return await _submit(graph, rows, join, timeout_s=timeout_s, wanted=wanted)
 
     async def encode(
         self,
@@ -239,7 +246,12 @@ class Model:
 
 
 def _submit(
-    graph: Graph, rows: Rows, finish: Callable[[Rows], T], *, timeout_s: float
+    graph: Graph,
+    rows: Rows,
+    finish: Callable[[Rows], T],
+    *,
+    timeout_s: float,
+    wanted: Collection[str] | None = None,
 ) -> Awaitable[Outcome[T]]:
     """Queue rows, charged to whoever asks; who is refused for want of room is not charged."""
     asking = caller.get()
@@ -247,7 +259,7 @@ def _submit(
         num_rows = len(next(iter(rows.values())))
         graph.batcher.admit(num_rows)
         asking.take(num_rows)
-    return graph.batcher.submit(rows, finish, timeout_s=timeout_s)
+    return graph.batcher.submit(rows, finish, timeout_s=timeout_s, wanted=wanted)
 
 
 def _image_rows(images: FloatArray, labels: IntArray | None) -> dict[str, NDArray[Any]]:

@@ -97,6 +97,7 @@ async def create_log_prob(request: Request) -> Response:
             labels=labels,
             num_samples=num_samples,
             seed=options.seed,
+            with_conditionals=options.per_dim,
             timeout_s=limit_s,
         )
     headers = {"X-Model": model.reference, "Server-Timing": server_timing(outcome)}

@@ -248,6 +248,7 @@ async def answer_sampling(
                 made["image"],
                 lambda outputs: _json_answer(sampling, query, made, outputs["log_prob"]),
                 labels=made.get(LABEL),
+                with_conditionals=False,
                 timeout_s=limit_s,
             )
         outcomes.append(scored)

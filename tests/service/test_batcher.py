@@ -381,6 +381,24 @@ class TestFailures:
         assert (await call(batcher, 1)).value == [2]
 
     @pytest.mark.parametrize("count", [1, 10], ids=["whole", "chunked"])
+    async def test_an_answer_is_made_of_the_wanted_results_alone(
+        self, make: Make, count: int
+    ) -> None:
+        def run(parts: Sequence[Rows], stop: Stop) -> Rows:
+            x = np.concatenate([part["x"] for part in parts])
+            return {"y": 2 * x, "large": np.zeros((len(x), 1000))}
+
+        batcher = make(run, max_batch_rows=4)
+        some, everything = await asyncio.gather(
+            batcher.submit(rows(*range(count)), dict, timeout_s=LONG_S, wanted=("y",)),
+            batcher.submit(rows(*range(count)), dict, timeout_s=LONG_S),
+        )
+        assert some.value.keys() == {"y"}
+        assert everything.value.keys() == {"y", "large"}
+        for value in (some.value, everything.value):
+            np.testing.assert_array_equal(value["y"], 2 * np.arange(count))
+
+    @pytest.mark.parametrize("count", [1, 10], ids=["whole", "chunked"])
     async def test_an_answer_that_cannot_be_made_fails_its_call_alone(
         self, graph: FakeGraph, make: Make, count: int
     ) -> None:
