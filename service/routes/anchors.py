@@ -43,6 +43,8 @@ class Anchor(RequestModel):
         default=None, min_length=1, max_length=65_536, description="A code, (latent_dim,)."
     )
     image: str | None = Field(default=None, description="A picture in base64.")
+    resize: bool = Field(default=False, description="Scale a picture of another size.")
+    convert: bool = Field(default=False, description="Turn colour to grey or grey to colour.")
 
 
 def check_anchors(service: Service, model: Model, anchors: Sequence[Anchor]) -> None:
@@ -90,14 +92,14 @@ async def latents_of(
         InvalidRequestError: An image is not one of the model's.
     """
     latents = np.empty((len(anchors), *model.manifest.noise.shape), dtype=np.float32)
-    pictures: dict[int, str] = {}
+    pictures: dict[int, Anchor] = {}
     for position, anchor in enumerate(anchors):
         if anchor.seed is not None:
             latents[position] = model.noise_of(anchor.seed, anchor.index)
         elif anchor.latent is not None:
             latents[position] = anchor.latent
         elif anchor.image is not None:
-            pictures[position] = anchor.image
+            pictures[position] = anchor
     if not pictures:
         return latents, []
     images = await service.workers.run(lambda: _decode(model, pictures))
@@ -109,11 +111,19 @@ async def latents_of(
     return latents, [outcome]
 
 
-def _decode(model: Model, pictures: dict[int, str]) -> FloatArray:
+def _decode(model: Model, pictures: dict[int, Anchor]) -> FloatArray:
     decoded = []
-    for position, text in pictures.items():
+    for position, anchor in pictures.items():
+        assert anchor.image is not None
         try:
-            decoded.append(decode_one(text, model.manifest.image))
+            decoded.append(
+                decode_one(
+                    anchor.image,
+                    model.manifest.image,
+                    resize=anchor.resize,
+                    convert=anchor.convert,
+                )
+            )
         except ValueError as error:
             raise _invalid(position, "/image", str(error)) from error
     return np.concatenate(decoded)

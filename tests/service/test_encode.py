@@ -184,7 +184,22 @@ class TestAnchors:
 
     def test_a_picture_of_another_size_is_blamed(self, client: httpx.Client) -> None:
         large = png_base64(np.zeros((HEIGHT + 1, WIDTH), np.uint8))
-        invalid(self.walk(client, [{"image": large}, {"seed": 1}]), "/anchors/0/image")
+        content = invalid(self.walk(client, [{"image": large}, {"seed": 1}]), "/anchors/0/image")
+        assert "resize=true" in content["detail"]
+
+    def test_a_picture_of_another_size_and_colour_can_be_made_fit(
+        self, client: httpx.Client
+    ) -> None:
+        image = pixels(1)[0]
+        doubled = np.stack([image.repeat(2, axis=0).repeat(2, axis=1)] * 3, axis=-1)
+        fitting = {"image": png_base64(doubled), "resize": True, "convert": True}
+        content = answer(self.walk(client, [fitting, {"seed": 1}], steps=2))
+        reference = client.post(
+            "/encode",
+            data={"model": "tiny-vae", "resize": "true", "convert": "true"},
+            files={"images": png(doubled)},
+        )
+        assert content["frames"][0]["latent"] == answer(reference)["latents"][0]["mean"]
 
     def test_an_anchor_is_one_thing(self, client: httpx.Client) -> None:
         both = {"image": png_base64(pixels(1)[0]), "seed": 1}
