@@ -1,5 +1,6 @@
 import csv
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -232,3 +233,32 @@ def test_the_orders_of_eonade_survive_the_average_of_weights(
     assert trained.orders.equal(untrained.orders)
     assert sorted(trained.orders[0].tolist()) == list(range(64))
     assert not trained.W.equal(untrained.W)
+
+
+FAULTS = """
+import resource
+import sys
+import torch
+from export.train import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+before = 0
+for step in range(12):
+    for size in (8, 40, 24):
+        torch.zeros(size * 2**18)  # MiB
+    if step == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
+def test_tensors_of_one_step_serve_the_next() -> None:
+    faults = {}
+    for mode in ("kept", "returned"):
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True
+        )
+        faults[mode] = int(done.stdout)
+    assert faults["kept"] < 0.1 * faults["returned"]
