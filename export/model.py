@@ -128,10 +128,17 @@ class GenerativeModel(lightning.LightningModule, ABC):
         return self.log_prob(batch[0])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Return the mean negative log-likelihood of a batch, in nats per image."""
-        loss = -self.batch_log_prob(batch).mean()
-        self.log("train_nll", loss, prog_bar=True)
-        return loss
+        """Return the mean negative log-likelihood of a batch and the penalty, in nats per image."""
+        nll = -self.batch_log_prob(batch).mean()
+        self.log("train_nll", nll, prog_bar=True)
+        return nll + self.penalty()
+
+    def penalty(self) -> Tensor | float:
+        """Return what training minimizes beside the negative log-likelihood, in nats per image.
+
+        A prior over the weights belongs here: −log p(weights) over the number of training images.
+        """
+        return 0.0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the mean negative log-likelihood of held-out images, in nats per image."""

@@ -1,21 +1,52 @@
 """Fully visible sigmoid belief network: the chain rule with one logistic regression per pixel."""
 
+from typing import Annotated, Self
+
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from export.layers import bernoulli_log_prob, mean_pixel_logits, scan, score_binary, thresholds
 from export.model import FamilyConfig, GenerativeModel
 from service.manifest import Noise, Role
 
+NotNegative = Annotated[float, Field(ge=0)]
+
 
 class Config(FamilyConfig):
-    """Hyperparameters: none, the images give the shape of the weights."""
+    """Hyperparameters, all of a prior for grey images; these give the shape of the weights.
+
+    Attributes:
+        decay: Price of a squared weight from the next pixel, in nats per image.
+        distance_power: A weight from r pixels away costs (1 + r) to this power as much.
+        grids: Points per side of the grids of kernels that are learnt beside the weights of the
+            single pixels, so that pixels near each other learn from each other. One point is one
+            kernel for the whole image.
+        grid_decays: The price in the kernels of each grid.
+    """
+
+    decay: NotNegative = 0.0
+    distance_power: NotNegative = 0.0
+    grids: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    grid_decays: tuple[NotNegative, ...] = ()
+
+    @model_validator(mode="after")
+    def _each_grid_has_its_price(self) -> Self:
+        if len(self.grids) != len(self.grid_decays):
+            raise ValueError(
+                f"{len(self.grids)} grids need as many grid_decays, got {len(self.grid_decays)}"
+            )
+        return self
 
 
 class Model(GenerativeModel):
     """p(x_d = 1 | x_<d) = σ(b_d + Σ_{k<d} W_dk x_k), pixels in raster order.
 
-    Only the strictly lower triangle of W is used: D(D-1)/2 + D parameters.
+    Only the strictly lower triangle of W is used: D(D-1)/2 + D parameters. While they are learnt
+    they may be a sum of parts with a normal prior each: W_dk = Δ_dk + Σ_g K_g(d)[k - d], where the
+    kernels K_g(d), weights by where k lies as seen from d, are interpolated between the points of
+    a coarse grid over the image. What is shipped is the sum.
 
     Source:
         Neal, "Connectionist learning of belief networks", Artificial Intelligence 56, 1992,
@@ -34,6 +65,16 @@ class Model(GenerativeModel):
         self.b = nn.Parameter(torch.zeros(num_dims))
         self.mean: Tensor
         self.register_buffer("mean", torch.zeros(num_dims))
+        self.config = config
+        channels, height, width = self.image.shape
+        if channels > 1 and (config.grids or config.decay):
+            raise ValueError(f"a prior is for grey images, these have {channels} channels")
+        place, prices = offsets(height, width)
+        self.place: Tensor
+        self.prices: Tensor
+        self.register_buffer("place", place, persistent=False)
+        self.register_buffer("prices", prices**config.distance_power, persistent=False)
+        self.kernels = nn.ParameterList(torch.zeros(len(prices), g, g) for g in config.grids)
 
     @property
     def noise(self) -> Noise:
@@ -53,7 +94,26 @@ class Model(GenerativeModel):
 
     def weights(self) -> Tensor:
         """Return W with zeros on and above the diagonal, (D, D)."""
-        return self.W.tril(-1)
+        weights: Tensor = self.W
+        size = self.image.shape[1:]
+        for kernels in self.kernels:
+            everywhere = functional.interpolate(
+                kernels[None], size, mode="bilinear", align_corners=True
+            )
+            weights = weights + everywhere.flatten(2)[0].t().gather(1, self.place)
+        return weights.tril(-1)
+
+    def penalty(self) -> Tensor | float:
+        """Return minus the logarithm of the prior of all parts, in nats per training image."""
+        prices = self.prices[:, None, None]
+        parts = zip(self.config.grid_decays, self.kernels, strict=True)
+        penalty: Tensor | float = sum(
+            decay * (prices * kernels.square()).sum() for decay, kernels in parts
+        )
+        if self.config.decay:
+            single = self.prices[self.place] * self.W.square()
+            penalty = penalty + self.config.decay * single.tril(-1).sum()
+        return penalty
 
     def biases(self) -> Tensor:
         """Return the biases that go with uncentred pixels, (D,).
@@ -75,6 +135,25 @@ class Model(GenerativeModel):
             "generate": Generate(self.weights(), self.biases()),
             "log_prob": LogProb(self.weights(), self.biases()),
         }
+
+
+def offsets(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Number where a pixel k lies as seen from a later pixel d.
+
+    Returns:
+        The number for each d and k, (D, D), 0 where k is not before d; and 1 + r for each number,
+        (H · (2W - 1),), r the distance in pixels.
+    """
+    position = torch.arange(height * width)
+    row, column = position // width, position % width
+    rows = row[:, None] - row
+    columns = column - column[:, None] + width - 1
+    is_before = position[:, None] > position
+    place = torch.where(is_before, rows * (2 * width - 1) + columns, 0)
+    distance = torch.hypot(
+        torch.arange(height)[:, None].float(), torch.arange(1.0 - width, width)[None]
+    )
+    return place, 1 + distance.flatten()
 
 
 class Generate(nn.Module):
