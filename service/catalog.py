@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from service.manifest import (
 )
 from service.metrics import GraphMetrics, Metrics
 from service.model import Model
-from service.settings import Settings
+from service.settings import Settings, available_cpus
 from service.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -85,9 +87,16 @@ class Catalog:
         store = self._settings.model_store
         if not store.is_dir():
             raise FileNotFoundError(f"there is no model store at {store}; set PTHETA_MODEL_STORE")
-        for name, version, folder in version_folders(store):
+        # A GPU is shared by all graphs; on a CPU, reading is mostly computing: the golden rows.
+        num_readers = available_cpus() if self._device.name == "cpu" else 1
+        with ThreadPoolExecutor(num_readers) as readers:
+            found = [
+                (name, version, folder, readers.submit(read_bundle, folder, self._device))
+                for name, version, folder in version_folders(store)
+            ]
+        for name, version, folder, bundle in found:
             try:
-                model = load_bundle(folder, self._make_graph, self._device)
+                model = make_model(bundle.result(), self._make_graph)
             except Exception as error:  # whatever ails one bundle must not harm the others
                 reason = str(error).replace(f"{folder}/", "")  # clients may read it
                 logger.error("%s@%d is broken and not served: %s", name, version, reason)
@@ -185,11 +194,17 @@ class Catalog:
         )
 
 
-def load_bundle(
-    folder: Path,
-    make_graph: Callable[[Session, Role, Manifest], Graph],
-    device: Device = CPU,
-) -> Model:
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that is what its manifest says, with warm graphs that nobody can call yet."""
+
+    folder: Path
+    manifest: Manifest
+    sessions: dict[Role, Session]
+    anomaly: dict[Preparation, AnomalyScore]
+
+
+def read_bundle(folder: Path, device: Device = CPU) -> Bundle:
     """Verify and load one bundle, and warm its graphs up on their golden arrays.
 
     Raises:
@@ -203,7 +218,7 @@ def load_bundle(
         raise BrokenBundleError(f"the manifest is that of {manifest.reference}")
     for file, sha256 in manifest.files.items():
         _verify(folder / file, sha256)
-    graphs: dict[Role, Graph] = {}
+    sessions: dict[Role, Session] = {}
     for role, graph in manifest.graphs.items():
         path = folder / graph.file
         _verify(path, graph.sha256)
@@ -219,11 +234,20 @@ def load_bundle(
             raise BrokenBundleError(f"{path.name} wants {', '.join(sorted(foreign))}")
         _check_labels(session, role, manifest)
         _check_noise(session, role, manifest)
-        graphs[role] = make_graph(session, role, manifest)
+        sessions[role] = session
     golden = _read_golden(folder / GOLDEN_FILE)
-    for role, loaded in graphs.items():
-        _replay_golden(golden, role, loaded, manifest)
-    return Model(manifest, graphs, folder, _read_anomaly(folder, manifest, golden))
+    for role, session in sessions.items():
+        _replay_golden(golden, role, session, manifest)
+    return Bundle(folder, manifest, sessions, _read_anomaly(folder, manifest, golden))
+
+
+def make_model(bundle: Bundle, make_graph: Callable[[Session, Role, Manifest], Graph]) -> Model:
+    """Let calls come to the graphs of a bundle."""
+    graphs = {
+        role: make_graph(session, role, bundle.manifest)
+        for role, session in bundle.sessions.items()
+    }
+    return Model(bundle.manifest, graphs, bundle.folder, bundle.anomaly)
 
 
 def _check_labels(session: Session, role: Role, manifest: Manifest) -> None:
@@ -271,9 +295,8 @@ def _read_anomaly(
 
 
 def _replay_golden(
-    golden: dict[str, NDArray[Any]], role: Role, graph: Graph, manifest: Manifest
+    golden: dict[str, NDArray[Any]], role: Role, session: Session, manifest: Manifest
 ) -> None:
-    session = graph.session
     try:
         inputs = {name: golden[f"{role}.{name}"] for name in session.inputs}
         expected = {name: golden[f"{role}.{name}"] for name in session.outputs}
@@ -295,18 +318,17 @@ def _replay_golden(
     except Exception as error:  # the runtime's own classes share no better base
         raise BrokenBundleError(f"{role} does not run: {error}") from error
     if session.device.pads_batches:
-        _probe_largest_batch(graph, inputs)
+        _probe_largest_batch(session, inputs, manifest.graphs[role].max_batch_rows)
     for name, array in expected.items():
         share = _share_of_equal_rows(outputs[name], array)
         if share < _GOLDEN_SHARE[role]:
             raise BrokenBundleError(f"{role} reproduces {share:.0%} of the golden rows of {name}")
 
 
-def _probe_largest_batch(graph: Graph, inputs: dict[str, NDArray[Any]]) -> None:
+def _probe_largest_batch(session: Session, inputs: dict[str, NDArray[Any]], rows: int) -> None:
     # A GPU that cannot hold the largest batch should say so now, not under load.
-    rows = graph.batcher.max_batch_rows
     try:
-        graph.session.run(
+        session.run(
             {name: np.resize(array, (rows, *array.shape[1:])) for name, array in inputs.items()}
         )
     except Exception as error:  # the runtime's own classes share no better base

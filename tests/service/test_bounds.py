@@ -23,7 +23,7 @@ from service.bounds import (
     rows_per_image,
     sample_rows,
 )
-from service.catalog import BrokenBundleError, load_bundle
+from service.catalog import BrokenBundleError, make_model, read_bundle
 from service.graph import INDEX, SEED, Graph, Session
 from service.manifest import Manifest, Role, read_manifest, sha256_of, write_manifest
 from service.metrics import GraphMetrics, Metrics
@@ -79,7 +79,7 @@ def load(folder: Path, workers: Workers) -> Model:
             metrics=GraphMetrics(Metrics(), manifest.reference, role),
         )
 
-    return load_bundle(folder, make_graph)
+    return make_model(read_bundle(folder), make_graph)
 
 
 def pixels(count: int) -> NDArray[np.uint8]:
