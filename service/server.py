@@ -10,6 +10,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -20,6 +21,7 @@ from service.transport import Protocol
 
 logger = logging.getLogger(__name__)
 
+_TICK_S = 0.1
 # Connections that are being made when no more are taken get this long to be made and to ask.
 _LAST_CALL_S = 0.2
 # Connections that were accepted before others took over get this long to ask.
@@ -73,6 +75,7 @@ class Server(uvicorn.Server):
         self._drain_window_s = settings.drain_window_s
         self._drain_timeout_s = settings.drain_timeout_s
         self._drained_at: float | None = None
+        self._is_told = asyncio.Event()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; called as a signal handler."""
@@ -81,6 +84,7 @@ class Server(uvicorn.Server):
             self._app.state.service.begin_drain()
         elif sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
+        self._is_told.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen; signals that the supervisor held back until now may come."""
@@ -89,6 +93,15 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and self._on_listening is not None:
             self._on_listening(self.servers[0].sockets[0].getsockname()[1])
+
+    async def main_loop(self) -> None:
+        """Tick until it is time to stop, ten times a second and when a signal comes."""
+        counter = 0
+        while not await self.on_tick(counter):
+            counter = (counter + 1) % 864_000  # as uvicorn: a day
+            self._is_told.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_told.wait(), _TICK_S)
 
     async def on_tick(self, counter: int) -> bool:
         """Look after the drain window and what processes tell each other, ten times a second."""
