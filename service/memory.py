@@ -12,6 +12,10 @@ LARGEST_ACTIVATION = 2**20
 # A run plans one block for all that lives at a time, up to 2.6 times the largest: these are kept.
 LARGEST_KEPT_BLOCK = LARGEST_ACTIVATION * 11 // 4
 
+# While models are loaded, larger blocks get pages of their own: weights, which stay, and copies of
+# them, which do not, would otherwise leave holes between each other.
+_SMALLEST_WEIGHTS = 2**16
+
 _LARGEST_FREE_END = 2**23
 
 
@@ -32,10 +36,18 @@ def bound_freed_memory() -> bool:
         return False
     told = [
         mallopt(_M_ARENA_MAX, 1),
-        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK),
+        mallopt(_M_MMAP_THRESHOLD, _SMALLEST_WEIGHTS),
         mallopt(_M_TRIM_THRESHOLD, _LARGEST_FREE_END),
     ]
     return all(told)
+
+
+def keep_blocks_of_runs() -> None:
+    """End the time of loading: give what it has freed back, and keep what runs will free."""
+    return_freed_memory()
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK)
 
 
 def return_freed_memory() -> None:

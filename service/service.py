@@ -12,7 +12,7 @@ from service.catalog import Catalog
 from service.errors import DrainingError, ModelLoadingError
 from service.keys import read_keys
 from service.manifest import Operation
-from service.memory import return_freed_memory
+from service.memory import keep_blocks_of_runs, return_freed_memory
 from service.metrics import Metrics
 from service.model import Model
 from service.settings import Settings
@@ -81,7 +81,7 @@ class Service:
         except Exception as error:
             self._failure = "the model store cannot be read; see the log"
             logger.critical("the model store cannot be read: %s", error)
-        return_freed_memory()
+        keep_blocks_of_runs()
 
     def serve(self, position: int = 0) -> None:
         """Begin to answer, once the models are loaded.
