@@ -5,12 +5,13 @@ import ctypes
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
-LARGEST_ACTIVATION = 2**20
+LARGEST_ACTIVATION = 3 * 2**19
 """Most that a node of a graph should put out in one run, in bytes."""
 
 # Larger blocks go back to the system as soon as they are freed, and come from there page by page.
-# A run plans one block for all that lives at a time, up to 2.6 times the largest: these are kept.
-LARGEST_KEPT_BLOCK = LARGEST_ACTIVATION * 11 // 4
+# A run plans one block for all that lives at a time, such as the input and the output of a layer:
+# less than twice the largest of them. It should be kept.
+LARGEST_KEPT_BLOCK = 11 * 2**18
 
 # While models are loaded, larger blocks get pages of their own: weights, which stay, and copies of
 # them, which do not, would otherwise leave holes between each other.
