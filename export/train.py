@@ -1,7 +1,6 @@
 """Training by PyTorch Lightning: reproducible, resumable at every epoch, with a film of samples."""
 
 import csv
-import ctypes
 import inspect
 import json
 import platform
@@ -26,6 +25,7 @@ from export.model import Batch, GenerativeModel, build_model
 from export.recipe import FilmConfig, Recipe
 from service.images import to_pixels
 from service.manifest import Image
+from service.memory import M_MMAP_MAX, M_TRIM_THRESHOLD, tell_malloc
 from service.noise import draw
 
 CHECKPOINT_FILE = "last.ckpt"
@@ -35,9 +35,6 @@ METRICS_FILE = "metrics.csv"
 FILM_ARRAYS_FILE = "film.npz"
 
 _REPORTED_PACKAGES = ("torch", "lightning", "onnx", "onnxruntime", "numpy")
-
-# Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 Position = tuple[int, int]
 
@@ -324,10 +321,7 @@ def keep_freed_memory() -> None:
     gives them back each time, and to be given a page costs more than to fill it: a step of an LSTM
     takes twice as long.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    tell_malloc({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})
 
 
 def initial_nll(model: GenerativeModel, split: Split, num_images: int = 1000) -> float | None:

@@ -1,9 +1,10 @@
 """What runs have freed: shared by all threads, and given back now and then."""
 
 import ctypes
+from collections.abc import Mapping
 
 # Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 
 LARGEST_ACTIVATION = 3 * 2**19
 """Most that a node of a graph should put out in one run, in bytes."""
@@ -17,7 +18,25 @@ LARGEST_KEPT_BLOCK = 11 * 2**18
 # them, which do not, would otherwise leave holes between each other.
 _SMALLEST_WEIGHTS = 2**16
 
+# What is free at the end of the heap goes back by itself only from this size on, so that the heap
+# does not shrink after each run and grow before the next.
 _LARGEST_FREE_END = 2**23
+
+
+def tell_malloc(options: Mapping[int, int]) -> bool:
+    """Set options of glibc's malloc for this process.
+
+    Args:
+        options: Values by the numbers of malloc.h.
+
+    Returns:
+        Whether this process has a glibc, and it took all of them.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    took = [mallopt(number, value) for number, value in options.items()]
+    return all(took)
 
 
 def bound_freed_memory() -> bool:
@@ -32,23 +51,19 @@ def bound_freed_memory() -> bool:
     Returns:
         Whether this process has a glibc to tell.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    told = [
-        mallopt(_M_ARENA_MAX, 1),
-        mallopt(_M_MMAP_THRESHOLD, _SMALLEST_WEIGHTS),
-        mallopt(_M_TRIM_THRESHOLD, _LARGEST_FREE_END),
-    ]
-    return all(told)
+    return tell_malloc(
+        {
+            _M_ARENA_MAX: 1,
+            _M_MMAP_THRESHOLD: _SMALLEST_WEIGHTS,
+            M_TRIM_THRESHOLD: _LARGEST_FREE_END,
+        }
+    )
 
 
 def keep_blocks_of_runs() -> None:
     """End the time of loading: give what it has freed back, and keep what runs will free."""
     return_freed_memory()
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK)
+    tell_malloc({_M_MMAP_THRESHOLD: LARGEST_KEPT_BLOCK})
 
 
 def return_freed_memory() -> None:
