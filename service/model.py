@@ -136,38 +136,27 @@ class Model:
             ProblemError: As the batcher's `submit`, or the caller's quota has not so many rows.
         """
         graph = self.graphs["log_prob"]
+        wanted = None
+        if noise is not None:
+            rows, num_samples = given_rows(images, noise, labels), noise.shape[1]
+        elif self.is_bound:
+            rows = sample_rows(images, seed, num_samples, labels)
+        else:
+            rows = _image_rows(images, labels)
+            wanted = None if with_conditionals else ("log_prob",)
 
-        def count_and_finish(outputs: Rows) -> T:
+        def join_and_finish(outputs: Rows) -> T:
+            if self.is_bound:
+                weights = (
+                    {"log_weight": join_weights(outputs, len(images), num_samples)}
+                    if noise is not None
+                    else {}
+                )
+                outputs = {**combine(outputs, len(images), num_samples), **weights}
             graph.metrics.on_non_finite(int(np.isnan(outputs["log_prob"]).sum()))
             return finish(outputs)
 
-        if noise is not None:
-            num_samples = noise.shape[1]
-            return await _submit(
-                graph,
-                given_rows(images, noise, labels),
-                lambda outputs: count_and_finish(
-                    {
-                        **combine(outputs, len(images), num_samples),
-                        "log_weight": join_weights(outputs, len(images), num_samples),
-                    }
-                ),
-                timeout_s=timeout_s,
-            )
-        if self.is_bound:
-            return await _submit(
-                graph,
-                sample_rows(images, seed, num_samples, labels),
-                lambda outputs: count_and_finish(combine(outputs, len(images), num_samples)),
-                timeout_s=timeout_s,
-            )
-        return await _submit(
-            graph,
-            _image_rows(images, labels),
-            count_and_finish,
-            timeout_s=timeout_s,
-            wanted=None if with_conditionals else ("log_prob",),
-        )
+        return await _submit(graph, rows, join_and_finish, timeout_s=timeout_s, wanted=wanted)
 
     async def log_prob_of_classes(
         self,
