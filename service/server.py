@@ -97,11 +97,12 @@ class Server(uvicorn.Server):
     async def main_loop(self) -> None:
         """Tick until it is time to stop, ten times a second and when a signal comes."""
         counter = 0
+        self._is_told.clear()
         while not await self.on_tick(counter):
             counter = (counter + 1) % 864_000  # as uvicorn: a day
-            self._is_told.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_told.wait(), _TICK_S)
+            self._is_told.clear()  # before the tick looks at what has been told
 
     async def on_tick(self, counter: int) -> bool:
         """Look after the drain window and what processes tell each other, ten times a second."""

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -56,8 +55,10 @@ def supervise(settings: Settings) -> int:
     service = Service(settings, board)
     # The processes come and go together: the parent's log tells it once.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    for number in _ENDINGS:  # while the models are loaded; the doorkeeper ends with its parent
-        signal.signal(number, lambda *_: sys.exit())
+    # While the models are loaded there is nothing to wait for, threads that read them included; the
+    # doorkeeper ends with its parent.
+    for number in _ENDINGS:
+        signal.signal(number, lambda *_: os._exit(0))
     with _lifeline() as lifeline:
         crew = Crew(service, board, listeners, lifeline)
         doorkeeper = crew.fork(lambda: _keep_door(settings, listeners))
