@@ -6,13 +6,14 @@ from collections.abc import Mapping
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 
-LARGEST_ACTIVATION = 3 * 2**19
+LARGEST_ACTIVATION = 2**20
 """Most that a node of a graph should put out in one run, in bytes."""
 
-# Larger blocks go back to the system as soon as they are freed, and come from there page by page.
-# A run plans one block for all that lives at a time, such as the input and the output of a layer:
-# less than twice the largest of them. It should be kept.
-LARGEST_KEPT_BLOCK = 11 * 2**18
+# Larger blocks go back to the system as soon as they are freed, and come from there page by page,
+# which costs a convolution a third of its time. A run plans one block for all that lives at a time,
+# such as the input and the output of a layer and its workspace: up to three times the largest of
+# them. It must be kept.
+LARGEST_KEPT_BLOCK = 13 * 2**18
 
 # While models are loaded, larger blocks get pages of their own: weights, which stay, and copies of
 # them, which do not, would otherwise leave holes between each other.

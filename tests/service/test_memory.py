@@ -3,12 +3,15 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="it is glibc's malloc that is told"
 )
+
+MODEL_STORE = Path(__file__).parents[2] / "model_store"
 
 PREAMBLE = """
 import resource
@@ -34,9 +37,13 @@ assert bound_freed_memory()
 
 def measure(code: str) -> int:
     """Run code in a process of its own, whose malloc is told; returns the number that it prints."""
+    return int(run(code))
+
+
+def run(code: str) -> str:
+    """Run code in a process of its own, whose malloc is told; returns what it prints."""
     command = [sys.executable, "-c", PREAMBLE + code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_threads_take_turns_at_the_same_memory() -> None:
@@ -97,3 +104,33 @@ print(num_faults() - before)
 def test_blocks_of_runs_are_kept_once_the_models_are_loaded() -> None:
     assert measure(REPEAT) >= 20 * 256
     assert measure("keep_blocks_of_runs()" + REPEAT) < 100
+
+
+FULL_BATCHES = """
+from service.catalog import read_bundle
+from service.manifest import GOLDEN_FILE, version_folders
+
+runs = {}
+for name, _, folder in version_folders(Path(%r)):
+    bundle = read_bundle(folder)
+    with np.load(folder / GOLDEN_FILE) as golden:
+        for role, session in bundle.sessions.items():
+            num_rows = bundle.manifest.graphs[role].max_batch_rows
+            inputs = {i: golden[f"{role}.{i}"] for i in session.inputs}
+            inputs = {i: np.resize(a, (num_rows, *a.shape[1:])) for i, a in inputs.items()}
+            runs[name, role] = session, inputs, num_rows
+keep_blocks_of_runs()
+for (name, role), (session, inputs, num_rows) in runs.items():
+    for _ in range(3):
+        session.run(inputs)
+    before = num_faults()
+    session.run(inputs)
+    print(name, role, (num_faults() - before) / num_rows)
+"""
+
+
+def test_full_batches_of_shipped_models_run_in_memory_that_is_there() -> None:
+    lines = [line.split() for line in run(FULL_BATCHES % str(MODEL_STORE)).splitlines()]
+    assert len(lines) > 20
+    # One such block that is not kept would be 20 to 70 pages a row.
+    assert [line for line in lines if float(line[2]) > 8] == []
