@@ -45,7 +45,14 @@ from service.routes import (
     server_v2,
 )
 from service.routes.documentation import PROBLEM
-from service.routes.endpoint import Endpoint, allowed_methods, json_bytes, service_of
+from service.routes.endpoint import (
+    Answer,
+    Endpoint,
+    allowed_methods,
+    exchange_of,
+    json_bytes,
+    service_of,
+)
 from service.service import Service
 from service.settings import Settings
 
@@ -142,61 +149,134 @@ class Application(FastAPI):
         if scope["method"] == "HEAD":
             # As GET to all of us; the server, which keeps the scope as it came, sends no body.
             scope = {**scope, "method": "GET"}
-        began = time.perf_counter()
         service: Service = self.state.service
-        request_id = _request_id(scope)
+        state = scope.setdefault("state", {})  # this request's own
+        state["service"] = service
+        state["request_id"] = _request_id(scope)
         scope["app"] = self
-        scope["state"] = {**scope.get("state", {}), "service": service, "request_id": request_id}
         gate = self.gate
         handle = self.short_ways.get((scope["method"], scope["path"]))
-        status, is_answered, seconds = 0, False, 0.0
-
-        def count() -> None:
-            nonlocal seconds
-            route = scope["path"] if handle is not None else _route_of(scope)
-            seconds = time.perf_counter() - began
-            service.metrics.on_request(scope["method"], route, status, seconds)
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status, is_answered
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                _add_headers(message, service, request_id)
-                if gate is not None:
-                    mark(message)
-            elif not message.get("more_body"):
-                if _leaves_body_unread(scope):
-                    await send({**message, "more_body": True})
-                    await _discard_body(receive)
-                    message = {"type": "http.response.body"}
-                is_answered = True
-                count()  # first, so that whoever has an answer finds it in the metrics
-            await send(message)
-
+        delivery = Delivery(service, scope, receive, send, handle is not None, gate)
         try:
             if gate is not None and (answer := await _stop(gate, Request(scope))) is not None:
-                await answer(scope, receive, send_with_id)
+                await answer(scope, receive, delivery.send)
             elif handle is None:
-                await super().__call__(scope, receive, send_with_id)
+                await super().__call__(scope, receive, delivery.send)
             else:
-                await _serve(handle, Request(scope, receive, send), send_with_id)
+                request = Request(scope, receive, send)
+                response = await _respond(handle, request)
+                if not delivery.send_at_once(request, response):
+                    await response(scope, receive, delivery.send)
         except Exception:
-            if not is_answered:
+            if not delivery.is_done:
                 raise
             # It has been answered and logged. Raised any further, it would make the server cut
             # the connection under the client's next request.
         finally:
-            if not is_answered:
-                count()
-            if access_logger.isEnabledFor(logging.INFO):
-                _log_access(scope, status, seconds)
+            delivery.end()
 
 
-def _add_headers(message: Message, service: Service, request_id: str) -> None:
-    message["headers"].append((b"x-request-id", request_id.encode()))
-    # Where another process does, or has more time.
-    if service.phase != "serving" or service.sheds_connection():
-        message["headers"].append((b"connection", b"close"))
+class Delivery:
+    """Hands on the answer to one request, and counts it once.
+
+    Args:
+        service: Hears of it.
+        scope: Of the request.
+        receive: ASGI's.
+        send: ASGI's.
+        is_short: Whether the path is that of a route.
+        gate: Marks the answer, where there are API keys.
+    """
+
+    __slots__ = (
+        *("_began", "_closes", "_gate", "_is_short", "_receive", "_scope", "_seconds"),
+        *("_send", "_service", "_status", "is_done"),
+    )
+
+    def __init__(
+        self,
+        service: Service,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        is_short: bool,
+        gate: Gate | None,
+    ) -> None:
+        self._began = time.perf_counter()
+        self._service = service
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._is_short = is_short
+        self._gate = gate
+        self._status = 0
+        self._seconds = 0.0
+        self._closes: bool | None = None
+        self.is_done = False
+
+    async def send(self, message: Message) -> None:
+        """Hand a message of the answer on."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            message["headers"].append((b"x-request-id", self._request_id.encode()))
+            if self._closes_connection():
+                message["headers"].append((b"connection", b"close"))
+            if self._gate is not None:
+                mark(message)
+        elif not message.get("more_body"):
+            if _leaves_body_unread(self._scope):
+                await self._send({**message, "more_body": True})
+                await _discard_body(self._receive)
+                message = {"type": "http.response.body"}
+            self._count()  # first, so that whoever has an answer finds it in the metrics
+        await self._send(message)
+
+    def send_at_once(self, request: Request, response: Response) -> bool:
+        """Hand an answer on without a message, if it is a good one and our server can.
+
+        Returns:
+            Whether that was possible.
+        """
+        exchange = exchange_of(request)
+        if (
+            exchange is None
+            or not isinstance(response, Answer)
+            or self._gate is not None
+            or not request.scope["state"]["watch"].body_is_read
+            or not exchange.takes_whole_answer
+            or self._closes_connection()
+        ):
+            return False
+        self._status = response.status_code
+        self._count()
+        exchange.answer(response.head(self._request_id), response.body)
+        return True
+
+    def end(self) -> None:
+        """Count the request even if nobody answered it, and log it."""
+        if not self.is_done:
+            self._count()
+        if access_logger.isEnabledFor(logging.INFO):
+            _log_access(self._scope, self._status, self._seconds)
+
+    @property
+    def _request_id(self) -> str:
+        request_id: str = self._scope["state"]["request_id"]
+        return request_id
+
+    def _closes_connection(self) -> bool:
+        # Where another process goes on, or has more time; asked once, since that counts it.
+        if self._closes is None:
+            service = self._service
+            self._closes = service.phase != "serving" or service.sheds_connection()
+        return self._closes
+
+    def _count(self) -> None:
+        self.is_done = True
+        scope = self._scope
+        route = scope["path"] if self._is_short else _route_of(scope)
+        self._seconds = time.perf_counter() - self._began
+        self._service.metrics.on_request(scope["method"], route, self._status, self._seconds)
 
 
 def _log_access(scope: Scope, status: int, seconds: float) -> None:
@@ -250,14 +330,13 @@ async def _stop(gate: Gate, request: Request) -> Response | None:
     return gate.preflight(request.scope)
 
 
-async def _serve(handle: Handler, request: Request, send: Send) -> None:
+async def _respond(handle: Handler, request: Request) -> Response:
     try:
-        response = await handle(request)
+        return await handle(request)
     except ProblemError as error:
-        response = await _render_problem(request, error)
+        return await _render_problem(request, error)
     except Exception as error:
-        response = await _render_bug(request, error)
-    await response(request.scope, request.receive, send)
+        return await _render_bug(request, error)
 
 
 def _short_ways(routers: Iterable[APIRouter]) -> dict[tuple[str, str], Handler]:

@@ -259,6 +259,5 @@ def seeded_rows(seed: int, first_index: int, num_images: int) -> dict[str, NDArr
     """Name the noise of consecutive images of one seed."""
     seeds = np.empty(num_images, dtype=np.uint64)
     seeds.fill(seed)
-    indices = np.arange(num_images, dtype=np.uint64)
-    indices += np.uint64(first_index)
+    indices = np.arange(first_index, first_index + num_images, dtype=np.uint64)
     return {SEED: seeds, INDEX: indices}

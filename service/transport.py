@@ -6,7 +6,8 @@ import secrets
 from collections.abc import Callable
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import MalformedRequestError
 from service.routes.documentation import PROBLEM
@@ -14,24 +15,75 @@ from service.routes.documentation import PROBLEM
 # Larger pieces are written at once, so that they are not copied.
 _LARGE_BYTES = 64 * 1024
 
+EXCHANGE = "ptheta.exchange"
+"""ASGI extension: the `Exchange` of a request."""
 
-DEPARTURES = "ptheta.departures"
-"""ASGI extension: a set of functions to call when the client has gone."""
+
+class Exchange:
+    """A request and its answer, as our own server has them: what ASGI has no cheap way to do.
+
+    Attributes:
+        departures: Functions to call when the client has gone. ASGI tells of that only to a task
+            that waits for it, and a task per request costs more than drawing the noise of an image.
+
+    Args:
+        cycle: The request in uvicorn's hands.
+        departures: Those of its connection.
+    """
+
+    __slots__ = ("_cycle", "departures")
+
+    def __init__(self, cycle: RequestResponseCycle, departures: set[Callable[[], None]]) -> None:
+        self._cycle = cycle
+        self.departures = departures
+
+    @property
+    def has_whole_body(self) -> bool:
+        """Whether all of the request has come, so that nobody need wait for it."""
+        return not self._cycle.more_body
+
+    @property
+    def takes_whole_answer(self) -> bool:
+        """Whether `answer` can be called.
+
+        Where not, ASGI's messages do what it does not: they wait for a slow client, leave out the
+        body of an answer to HEAD, and close connections.
+        """
+        cycle = self._cycle
+        return (
+            cycle.keep_alive
+            and not cycle.flow.write_paused
+            and not cycle.disconnected
+            and not cycle.response_started
+            and cycle.scope["method"] != "HEAD"
+        )
+
+    def answer(self, head: str, body: bytes) -> None:
+        """Send an answer that is whole, in place of two messages that are taken apart again.
+
+        Args:
+            head: Status line and headers, the body's length among them, up to the empty line.
+            body: What follows.
+        """
+        cycle = self._cycle
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.transport.write(head.encode("latin-1"))
+        cycle.transport.write(body)
+        cycle.message_event.set()
+        cycle.on_response()
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, whose writes are gathered and which tells of departed clients.
-
-    ASGI alone tells of a departure only to a task that waits for it, and a task per request costs
-    more than drawing the noise of an image.
-    """
+    """uvicorn's HTTP/1.1, whose writes are gathered and whose requests have an `Exchange`."""
 
     departures: set[Callable[[], None]]
+    _idle_since: float | None = None
 
-    def on_message_begin(self) -> None:
-        """Begin a request."""
-        super().on_message_begin()
-        self.scope["extensions"] = {DEPARTURES: self.departures}  # type: ignore[dict-item]
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        exchange = Exchange(cycle, self.departures)
+        cycle.scope["extensions"] = {EXCHANGE: exchange}  # type: ignore[dict-item]
+        super()._start_asgi_task(cycle, app)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP in the shape of all errors, and end the connection.
@@ -54,11 +106,41 @@ class Protocol(HttpToolsProtocol):
         """End a request; the only client there is need not wait for the answers of others."""
         if len(self.connections) == 1:
             cast(GatheringTransport, self.transport).flush()
-        super().on_response_complete()
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._close_when_idle(self.timeout_keep_alive)
+
+    def _close_when_idle(self, delay_s: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            delay_s, self.timeout_keep_alive_handler
+        )
+
+    def _unset_keepalive_if_required(self) -> None:
+        # Called when something comes. One timer lasts as long as the connection: to set one for
+        # each request and cancel it costs half as much as to parse the request.
+        self._idle_since = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection if it has been idle for long enough, else look again then."""
+        idle_since = self._idle_since
+        if idle_since is None:  # the end of the request that is under way sets it anew
+            self.timeout_keep_alive_task = None
+            return
+        left_s = idle_since + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._close_when_idle(left_s)
+        else:
+            super().timeout_keep_alive_handler()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the work for whoever has gone."""
         super().connection_lost(exc)
+        super()._unset_keepalive_if_required()
         for depart in tuple(self.departures):
             depart()
 

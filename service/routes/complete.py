@@ -1,6 +1,5 @@
 """POST /complete: the rest of a picture, drawn given the part that is known."""
 
-from dataclasses import replace
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -144,7 +143,7 @@ async def create_completion(request: Request) -> Response:
             name: np.repeat(values, sampling.num_images, axis=0)
             for name, values in (("known", known), ("known_mask", known_mask))
         }
-        completion = replace(sampling, rows={**sampling.rows, **rows})
+        completion = sampling._replace(rows={**sampling.rows, **rows})
         return await answer_sampling(request, completion, body)
 
 

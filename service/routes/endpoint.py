@@ -23,7 +23,7 @@ from service.errors import (
     UnsupportedMediaTypeError,
 )
 from service.service import Service
-from service.transport import DEPARTURES
+from service.transport import EXCHANGE, Exchange
 
 # What a GET route answers is public: other sites may show its pictures and read its JSON. There
 # are no cookies that could be borrowed, and a POST from elsewhere is left to the browser to refuse.
@@ -90,12 +90,15 @@ class Watch:
         self._reason: type[SlowRequestError] | type[ClientDisconnect] | None = None
         self._departure: asyncio.Task[None] | None = None
         self._body_timeout_s = service_of(request).settings.body_timeout_s
-        self._departures = request.scope.get("extensions", {}).get(DEPARTURES)
+        exchange = exchange_of(request)
+        self._departures = None if exchange is None else exchange.departures
         if self._departures is not None:
             self._departures.add(self._depart)
-        loop = asyncio.get_running_loop()
-        self._body_deadline = loop.time() + self._body_timeout_s
-        self._timer = loop.call_later(_WATCH_AFTER_S, self._look)
+        self._timer: asyncio.TimerHandle | None = None
+        if exchange is None or not (self.body_is_read or exchange.has_whole_body):
+            loop = asyncio.get_running_loop()
+            self._body_deadline = loop.time() + self._body_timeout_s
+            self._timer = loop.call_later(_WATCH_AFTER_S, self._look)
 
     def acknowledge(self) -> None:
         """Take note of a cancellation of the request's task.
@@ -113,7 +116,8 @@ class Watch:
 
     def end(self) -> None:
         """Stop watching."""
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._departures is not None:
             self._departures.discard(self._depart)
         if self._departure is not None:
@@ -150,6 +154,12 @@ def service_of(request: Request) -> Service:
     """Return what serves the request."""
     service: Service = request.scope["state"]["service"]
     return service
+
+
+def exchange_of(request: Request) -> Exchange | None:
+    """Return what our own server can do for the request; None under another server."""
+    exchange: Exchange | None = request.scope.get("extensions", {}).get(EXCHANGE)
+    return exchange
 
 
 def allowed_methods(request: Request) -> list[str]:
@@ -293,18 +303,30 @@ class Answer(Response):
     Args:
         content: The body.
         media_type: Its type.
-        headers: Further headers, their names in lower case.
+        headers: Further headers, their names in lower case; no value has a line break.
     """
 
     def __init__(self, content: bytes, media_type: str, headers: Mapping[str, str]) -> None:
         self.status_code = 200
-        self.body = content
+        self.body: bytes = content
         self.background = None
-        self.raw_headers = [
-            (b"content-length", b"%d" % len(content)),
-            (b"content-type", media_type.encode("latin-1")),
-            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()),
+        self._lines = {
+            "content-length": str(len(content)),
+            "content-type": media_type,
+            **headers,
+        }
+
+    @property
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:  # type: ignore[override]
+        """The headers as ASGI sends them."""
+        return [
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in self._lines.items()
         ]
+
+    def head(self, request_id: str) -> str:
+        """Return the status line and the headers as HTTP/1.1 sends them."""
+        lines = [f"{name}: {value}\r\n" for name, value in self._lines.items()]
+        return f"HTTP/1.1 200 OK\r\n{''.join(lines)}x-request-id: {request_id}\r\n\r\n"
 
 
 def server_timing(*outcomes: Outcome[Any]) -> str:

@@ -3,9 +3,8 @@
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from fastapi import APIRouter, Query
@@ -102,8 +101,7 @@ class SampleRequest(SampleQuery):
     )
 
 
-@dataclass(frozen=True)
-class Sampling:
+class Sampling(NamedTuple):
     """A sample request that its model can serve.
 
     Attributes:

@@ -41,7 +41,8 @@ def check_sheet(
     Raises:
         InvalidRequestError: It would be too large.
     """
-    _, height, width = (scale * size for size in image.shape)
+    _, height, width = image.shape
+    height, width = scale * height, scale * width
     if answer_format == "json":
         check_size("png", width, height, num_images)
     elif answer_format != "npy":

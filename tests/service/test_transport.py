@@ -1,6 +1,7 @@
 """Writes of one round leave together and in order; nothing is lost when a connection closes."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from service.transport import GatheringTransport, Protocol
+from service.transport import EXCHANGE, GatheringTransport, Protocol
 
 pytestmark = pytest.mark.anyio
 
@@ -33,6 +34,12 @@ class Wire(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return self.closed
+
+    def pause_reading(self) -> None:
+        """What has come is all that comes."""
+
+    def resume_reading(self) -> None:
+        """What has come is all that comes."""
 
 
 async def test_headers_and_body_leave_together() -> None:
@@ -82,21 +89,128 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"done"})
 
 
-@pytest.mark.parametrize("num_others", [0, 1])
-async def test_the_answer_to_the_only_client_leaves_at_once(num_others: int) -> None:
-    config = uvicorn.Config(answer, http=Protocol, proxy_headers=False, log_config=None)
+async def answer_at_once(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer every request, by our own way where that is possible."""
+    exchange = scope["extensions"][EXCHANGE]
+    if exchange.takes_whole_answer:
+        exchange.answer("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n", b"done")
+    else:
+        await answer(scope, receive, send)
+
+
+def connect(
+    app: Any = answer, state: ServerState | None = None, loop: Any = None
+) -> tuple[Protocol, Wire]:
+    config = uvicorn.Config(app, http=Protocol, proxy_headers=False, log_config=None)
     config.load()
+    protocol, wire = Protocol(config, state or ServerState(), {}, loop), Wire()
+    protocol.connection_made(wire)
+    return protocol, wire
+
+
+@pytest.mark.parametrize("num_others", [0, 1])
+@pytest.mark.parametrize("app", [answer, answer_at_once])
+async def test_the_answer_to_the_only_client_leaves_at_once(app: Any, num_others: int) -> None:
     state = ServerState()
-    wire, *others = (Wire() for _ in range(1 + num_others))
-    protocols = []
-    for each in (wire, *others):
-        protocols.append(Protocol(config, state, {}))
-        protocols[-1].connection_made(each)
-    protocols[0].data_received(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+    connections = [connect(app, state) for _ in range(1 + num_others)]
+    protocol, wire = connections[0]
+    protocol.data_received(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
     await asyncio.sleep(0)
     assert len(wire.writes) == (0 if num_others else 1)
     await asyncio.sleep(0)
     assert len(wire.writes) == 1
     assert wire.writes[0].endswith(b"\r\n\r\ndone")
-    for protocol in protocols:
+    for each, _ in connections:
+        each.connection_lost(None)
+
+
+REQUESTS = {
+    "one": b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
+    "with a body": b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n{}",
+    "one after the other": 3 * b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
+    "without a body": b"HEAD / HTTP/1.1\r\nHost: here\r\n\r\n",
+    "the last": b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n",
+    "of old": b"GET / HTTP/1.0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("request_bytes", REQUESTS.values(), ids=REQUESTS)
+async def test_an_answer_at_once_is_the_same_as_one_by_messages(request_bytes: bytes) -> None:
+    seen = []
+    for app in (answer, answer_at_once):
+        protocol, wire = connect(app)
+        protocol.data_received(request_bytes)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        seen.append((b"".join(wire.writes), wire.closed))
+        assert protocol.server_state.total_requests == request_bytes.count(b"HTTP/1.")
         protocol.connection_lost(None)
+    assert seen[0] == seen[1]
+    assert seen[0][0]
+
+
+class Clock:
+    """An event loop whose time passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.create_task = asyncio.get_running_loop().create_task
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        self.timers.append((self.now + delay_s, call))
+        return asyncio.TimerHandle(self.now + delay_s, call, (), asyncio.get_running_loop())
+
+    def go_on(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+        due = [call for at, call in self.timers if at <= self.now]
+        self.timers = [(at, call) for at, call in self.timers if at > self.now]
+        for call in due:
+            call()
+
+
+async def test_a_connection_is_closed_once_it_has_been_idle_for_long() -> None:
+    clock = Clock()
+    protocol, wire = connect(loop=clock)
+    limit_s = protocol.timeout_keep_alive
+    for _ in range(5):  # as long in all as several limits
+        protocol.data_received(REQUESTS["one"])
+        await asyncio.sleep(0)
+        clock.go_on(0.8 * limit_s)
+        assert not wire.closed
+        assert len(clock.timers) <= 1
+    clock.go_on(0.3 * limit_s)
+    assert wire.closed
+    protocol.connection_lost(None)
+
+
+async def test_a_connection_is_not_closed_while_its_request_is_under_way() -> None:
+    clock = Clock()
+    proceed = asyncio.Event()
+
+    async def wait_and_answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await proceed.wait()
+        await answer(scope, receive, send)
+
+    protocol, wire = connect(wait_and_answer, loop=clock)
+    limit_s = protocol.timeout_keep_alive
+    proceed.set()
+    protocol.data_received(REQUESTS["one"])
+    await asyncio.sleep(0)
+    proceed.clear()
+    protocol.data_received(REQUESTS["one"])
+    await asyncio.sleep(0)
+    clock.go_on(3 * limit_s)
+    assert not wire.closed
+    proceed.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    clock.go_on(0.9 * limit_s)
+    assert not wire.closed
+    clock.go_on(0.2 * limit_s)
+    assert wire.closed
+    protocol.connection_lost(None)
