@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.images import to_pixels
+from service.images import ImageArray, to_pixels
 from service.scoring import Binarize
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _FITTED_SHARE = 5
 _NATS_PER_BIT = float(np.log(2))
 
 
-def code_bits(images: FloatArray) -> Array:
+def code_bits(images: ImageArray) -> Array:
     """Return what a general lossless compressor needs for each image, in bits: its complexity.
 
     DEFLATE (RFC 1951) of the grey levels, row by row.

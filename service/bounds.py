@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batcher import Rows, Stop
-from service.graph import INDEX, LABEL, SEED, Graph
+from service.graph import INDEX, LABEL, SEED, Graph, as_numbers
+from service.images import ImageArray
 from service.manifest import Manifest, Role
 from service.noise import draw_importance
 from service.scoring import log_sum_exp
@@ -43,7 +44,7 @@ class BoundGraph(Graph):
         log_weights = np.full((len(counts), SAMPLES_PER_ROW), -np.inf, dtype=np.float32)
         for count in np.unique(counts).tolist():
             chosen = counts == count
-            inputs = {name: array[chosen] for name, array in rows.items()}
+            inputs = {name: as_numbers(array[chosen]) for name, array in rows.items()}
             inputs["noise"] = self._noise(parts, count)
             log_weight = self.session.run(inputs, stop)["log_weight"]
             log_weights[chosen, :count] = log_weight
@@ -83,7 +84,7 @@ def rows_per_image(num_samples: int) -> int:
 
 
 def sample_rows(
-    images: FloatArray, seed: int, num_samples: int, labels: IntArray | None = None
+    images: ImageArray, seed: int, num_samples: int, labels: IntArray | None = None
 ) -> dict[str, NDArray[Any]]:
     """Make the rows of a bound: image i takes samples 0 to K - 1 of (seed, i).
 
@@ -105,7 +106,7 @@ def sample_rows(
 
 
 def given_rows(
-    images: FloatArray, noise: FloatArray, labels: IntArray | None = None
+    images: ImageArray, noise: FloatArray, labels: IntArray | None = None
 ) -> dict[str, NDArray[Any]]:
     """Make the rows of a bound whose noise the caller has drawn.
 
@@ -134,7 +135,7 @@ def _edges(num_samples: int) -> IntArray:
 
 
 def _image_rows(
-    images: FloatArray, num_samples: int, labels: IntArray | None
+    images: ImageArray, num_samples: int, labels: IntArray | None
 ) -> dict[str, NDArray[Any]]:
     num_rows = rows_per_image(num_samples)
     rows: dict[str, NDArray[Any]] = {

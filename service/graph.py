@@ -198,7 +198,8 @@ class Graph:
             return self._draw_noise(parts)
         if all(name in part for part in parts):
             rows = [part[name] for part in parts]
-            return np.ascontiguousarray(rows[0]) if len(rows) == 1 else np.concatenate(rows)
+            joined = np.ascontiguousarray(rows[0]) if len(rows) == 1 else np.concatenate(rows)
+            return as_numbers(joined)
         if name == LABEL:
             return self._draw_labels(parts)
         neutral = NEUTRAL_INPUTS[name]
@@ -241,6 +242,11 @@ class Graph:
             for part in parts
         ]
         return np.concatenate(pieces)
+
+
+def as_numbers(values: NDArray[Any]) -> NDArray[Any]:
+    """Turn pixels of a byte each, false or true, into what graphs take; others are that already."""
+    return values.astype(np.float32) if values.dtype == np.bool_ else values
 
 
 def _repeat_last_row(array: NDArray[Any], times: int) -> NDArray[Any]:

@@ -18,6 +18,10 @@ from service.manifest import Image
 
 UInt8Array = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
+
+# Images as models take them, (N, C, H, W) in [0, 1]; 0 and 1 of a binary model may be a byte each
+# until they are run.
+ImageArray = NDArray[np.float32 | np.bool_]
 PictureFormat = Literal["png", "webp", "jpeg"]
 AnimationFormat = Literal["gif", "webp", "apng"]
 
@@ -31,7 +35,7 @@ _MAX_SIDE = {"webp": 16_383, "jpeg": 65_500, "gif": 65_535}
 _READABLE = ("PNG", "JPEG", "WEBP", "GIF")
 
 
-def to_pixels(images: FloatArray) -> UInt8Array:
+def to_pixels(images: ImageArray) -> UInt8Array:
     """Round images in [0, 1] to grey levels.
 
     Args:
@@ -55,16 +59,26 @@ def from_pixels(pixels: NDArray[np.generic], image: Image) -> FloatArray:
     Raises:
         ValueError: The shape or a value does not fit; the text says what would.
     """
+    require_shape(pixels, image)
     channels, height, width = image.shape
-    shapes = [(height, width, channels)] + ([(height, width)] if channels == 1 else [])
-    if pixels.ndim < 2 or pixels.shape[1:] not in shapes:
-        expected = " or ".join(f"(N, {', '.join(map(str, shape))})" for shape in shapes)
-        raise ValueError(f"images must have shape {expected}, got {pixels.shape}")
     levels = pixels.astype(np.float32)
     if not ((levels >= 0) & (levels <= 255)).all():  # NaN fails both
         raise ValueError("pixels must be numbers from 0 to 255")
     scaled = levels.reshape(-1, height, width, channels) / np.float32(255)
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def require_shape(pixels: NDArray[np.generic], image: Image) -> None:
+    """Check that an array holds images of a model.
+
+    Raises:
+        ValueError: It does not; the text says what would fit.
+    """
+    channels, height, width = image.shape
+    shapes = [(height, width, channels)] + ([(height, width)] if channels == 1 else [])
+    if pixels.ndim < 2 or pixels.shape[1:] not in shapes:
+        expected = " or ".join(f"(N, {', '.join(map(str, shape))})" for shape in shapes)
+        raise ValueError(f"images must have shape {expected}, got {pixels.shape}")
 
 
 def near_square_columns(num_images: int) -> int:
@@ -219,7 +233,7 @@ def decode_npy(content: bytes) -> NDArray[np.generic]:
         shape, fortran_order, dtype = read_header(buffer)
     except Exception as error:  # NumPy evaluates the header, which fails in many ways
         raise ValueError("the body is no .npy array") from error
-    data = content[buffer.tell() :]
+    data = memoryview(content)[buffer.tell() :]
     # Checked by hand, so that a short body cannot ask for a huge allocation.
     is_possible = all(0 <= size < 2**31 for size in shape) and dtype.itemsize > 0
     is_whole = len(data) == dtype.itemsize * math.prod(shape)

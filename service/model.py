@@ -13,6 +13,7 @@ from service.batcher import Outcome, Rows
 from service.bounds import combine, given_rows, join_weights, sample_rows
 from service.errors import InferenceFailedError
 from service.graph import INDEX, LABEL, SEED, Graph
+from service.images import ImageArray
 from service.manifest import Manifest, Role
 from service.noise import draw, draw_labels
 
@@ -109,7 +110,7 @@ class Model:
 
     async def log_prob(
         self,
-        images: FloatArray,
+        images: ImageArray,
         finish: Callable[[Rows], T],
         *,
         labels: IntArray | None = None,
@@ -160,7 +161,7 @@ class Model:
 
     async def log_prob_of_classes(
         self,
-        images: FloatArray,
+        images: ImageArray,
         finish: Callable[[NDArray[np.floating]], T],
         *,
         num_samples: int = 1,
@@ -201,7 +202,7 @@ class Model:
 
     async def encode(
         self,
-        images: FloatArray,
+        images: ImageArray,
         finish: Callable[[Rows], T],
         *,
         labels: IntArray | None = None,
@@ -251,7 +252,7 @@ def _submit(
     return graph.batcher.submit(rows, finish, timeout_s=timeout_s, wanted=wanted)
 
 
-def _image_rows(images: FloatArray, labels: IntArray | None) -> dict[str, NDArray[Any]]:
+def _image_rows(images: ImageArray, labels: IntArray | None) -> dict[str, NDArray[Any]]:
     return {"image": images} if labels is None else {"image": images, LABEL: labels}
 
 

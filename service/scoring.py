@@ -14,17 +14,18 @@ Binarize = Literal["threshold", "stochastic"]
 Status = Literal["ok", "neg_inf", "non_finite"]
 
 
-def binarize(images: FloatArray, method: Binarize, seed: int) -> FloatArray:
+def binarize(images: FloatArray, method: Binarize, seed: int, first_index: int = 0) -> FloatArray:
     """Turn grey levels into 0 and 1.
 
     Args:
         images: Shape (N, C, H, W), in [0, 1].
         method: At one half, or drawn with the grey level as probability.
-        seed: Of the stochastic draws; image i takes those of (seed, i).
+        seed: Of the stochastic draws; image i takes those of (seed, first_index + i).
+        first_index: Where these images begin among all that are meant.
     """
     if method == "threshold":
         return (images >= 0.5).astype(np.float32)
-    indices = np.arange(len(images), dtype=np.uint64)
+    indices = np.arange(first_index, first_index + len(images), dtype=np.uint64)
     seeds = np.full_like(indices, seed)
     uniforms = draw("uniform", seeds, indices, images.shape[1:], Stream.BINARIZATION)
     return (uniforms < images).astype(np.float32)

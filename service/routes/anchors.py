@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from service.batcher import Outcome
 from service.errors import InvalidRequestError, NoLatentSpaceError
+from service.images import ImageArray
 from service.model import Model
 from service.routes.fields import RequestModel, Seed
 from service.routes.sample import Coordinate
@@ -111,7 +112,7 @@ async def latents_of(
     return latents, [outcome]
 
 
-def _decode(model: Model, pictures: dict[int, Anchor]) -> FloatArray:
+def _decode(model: Model, pictures: dict[int, Anchor]) -> ImageArray:
     decoded = []
     for position, anchor in pictures.items():
         assert anchor.image is not None

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import InvalidRequestError, UnsupportedMediaTypeError
+from service.images import ImageArray
 from service.manifest import Image
 from service.routes.answers import SampleAnswer
 from service.routes.documentation import BINARY, answers, reference
@@ -191,7 +192,7 @@ def _mask_of(body: CompleteOptions, image: Image) -> FloatArray:
     return mask.astype(np.float32)
 
 
-def _decode(item: list[Any] | str | bytes, image: Image, body: CompleteOptions) -> FloatArray:
+def _decode(item: list[Any] | str | bytes, image: Image, body: CompleteOptions) -> ImageArray:
     try:
         return decode_one(item, image, resize=body.resize, convert=body.convert)
     except ValueError as error:

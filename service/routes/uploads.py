@@ -11,7 +11,14 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.requests import Request
 
 from service.errors import InvalidRequestError, UnsupportedMediaTypeError
-from service.images import decode_base64, decode_npy, decode_picture, from_pixels
+from service.images import (
+    ImageArray,
+    decode_base64,
+    decode_npy,
+    decode_picture,
+    from_pixels,
+    require_shape,
+)
 from service.manifest import Image, Operation, Role
 from service.model import Model
 from service.routes.documentation import BINARY, reference, without_null
@@ -34,6 +41,9 @@ from service.scoring import Binarize, binarize
 JSON, NPY = "application/json", "application/x-npy"
 
 FloatArray = NDArray[np.float32]
+
+# Images of a large array that are prepared at once: more would fill memory that nothing else needs.
+_PREPARED_AT_ONCE = 64
 
 
 class ImageOptions(RequestModel):
@@ -76,12 +86,12 @@ class Upload(Generic[OptionsT]):
     Attributes:
         options: All fields but the images.
         model: The model that is asked for.
-        decode: Decodes the images, (N, C, H, W) in [0, 1]; 0 and 1 for a binary model.
+        decode: Decodes and prepares the images.
     """
 
     options: OptionsT
     model: Model
-    decode: Callable[[], FloatArray]
+    decode: Callable[[], ImageArray]
 
 
 async def read_upload(
@@ -137,7 +147,7 @@ async def read_upload(
     return Upload(asked, model, lambda: _decode_json(images, image, asked))
 
 
-async def decode_upload(request: Request, upload: Upload[OptionsT]) -> FloatArray:
+async def decode_upload(request: Request, upload: Upload[OptionsT]) -> ImageArray:
     """Decode the images of a request in a worker thread.
 
     Raises:
@@ -161,7 +171,7 @@ def _check_binarize(model: Model, options: ImageOptions) -> None:
 
 def decode_one(
     item: list[Any] | str | bytes, image: Image, *, resize: bool = False, convert: bool = False
-) -> FloatArray:
+) -> ImageArray:
     """Decode one image of a request, (1, C, H, W), at one half for a binary model.
 
     Args:
@@ -204,24 +214,28 @@ def document_body(options_type: type[BaseModel], json_type: type[BaseModel]) -> 
     return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
 
 
-def _decode_array(body: bytes, image: Image, options: ImageOptions) -> FloatArray:
+def _decode_array(body: bytes, image: Image, options: ImageOptions) -> ImageArray:
     try:
         pixels = decode_npy(body)
         if pixels.dtype not in (np.uint8, np.float32):
             raise ValueError(f"the array must be uint8 or float32, not {pixels.dtype}")
-        scaled = from_pixels(pixels, image)
-        if not len(scaled):
+        require_shape(pixels, image)
+        if not len(pixels):
             raise ValueError("the array holds no image")
+        parts = [
+            _prepare(from_pixels(pixels[i : i + _PREPARED_AT_ONCE], image), image, options, i)
+            for i in range(0, len(pixels), _PREPARED_AT_ONCE)
+        ]
     except ValueError as error:
         raise InvalidRequestError.of_field("images", str(error)) from error
-    return _prepare(scaled, image, options)
+    return np.concatenate(parts)
 
 
-def _decode_pictures(files: list[bytes], image: Image, options: ImageOptions) -> FloatArray:
+def _decode_pictures(files: list[bytes], image: Image, options: ImageOptions) -> ImageArray:
     return _decode_each(files, lambda file: _decode_file(file, image, options), image, options)
 
 
-def _decode_json(images: list[Any], image: Image, options: ImageOptions) -> FloatArray:
+def _decode_json(images: list[Any], image: Image, options: ImageOptions) -> ImageArray:
     return _decode_each(images, lambda item: _decode_item(item, image, options), image, options)
 
 
@@ -247,7 +261,7 @@ def _decode_each(
     decode: Callable[[Any], NDArray[np.generic]],
     image: Image,
     options: ImageOptions,
-) -> FloatArray:
+) -> ImageArray:
     decoded = []
     for position, item in enumerate(items):
         try:
@@ -259,7 +273,10 @@ def _decode_each(
     return _prepare(np.concatenate(decoded), image, options)
 
 
-def _prepare(images: FloatArray, image: Image, options: ImageOptions) -> FloatArray:
-    if image.values == "binary":
-        return binarize(images, options.binarize or "threshold", options.seed)
-    return images
+def _prepare(
+    images: FloatArray, image: Image, options: ImageOptions, first_index: int = 0
+) -> ImageArray:
+    if image.values != "binary":
+        return images
+    method = options.binarize or "threshold"
+    return binarize(images, method, options.seed, first_index).astype(np.bool_)

@@ -133,6 +133,17 @@ def test_a_scoring_graph_joins_images(tiny_store: Path, workers: Workers) -> Non
         np.testing.assert_array_equal(together[name], whole[name])
 
 
+def test_pixels_of_a_byte_each_score_as_the_same_pixels_in_floats(
+    tiny_store: Path, workers: Workers
+) -> None:
+    graph = load(tiny_store, "tiny-binary", workers, "log_prob")
+    bits = np.random.default_rng(0).random((5, *graph.manifest.image.shape)) < 0.5
+    parts = [{"image": bits}], [{"image": bits[:2]}, {"image": bits[2:].astype(np.float32)}]
+    expected = graph.run([{"image": bits.astype(np.float32)}])["log_prob"]
+    for rows in parts:
+        np.testing.assert_array_equal(graph.run(rows)["log_prob"], expected)
+
+
 @pytest.mark.timeout(60)
 def test_a_long_run_can_be_stopped(tmp_path: Path) -> None:
     write_graph(tmp_path / "generate.onnx", slow_generator())

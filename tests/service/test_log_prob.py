@@ -205,6 +205,16 @@ class TestBinarize:
         default = score(client, pixels, binarize="stochastic")
         assert log_probs(default) == log_probs(score(client, pixels, binarize="stochastic", seed=0))
 
+    @pytest.mark.parametrize("binarization", ["threshold", "stochastic"])
+    def test_a_large_array_is_prepared_like_its_images_one_by_one(
+        self, client: httpx.Client, binarization: str
+    ) -> None:
+        pixels = grey_pixels(150).astype(np.uint8)  # prepared in parts
+        listed = score(client, pixels, binarize=binarization, seed=3)
+        for values in (pixels, pixels.astype(np.float32)):
+            sent = send_npy(client, npy(values), binarize=binarization, seed=3)
+            assert log_probs(sent) == log_probs(listed)
+
     def test_black_and_white_images_need_no_decision(self, client: httpx.Client) -> None:
         pixels = np.where(grey_pixels(3) >= 128, 255, 0)
         by_threshold = log_probs(score(client, pixels))

@@ -53,6 +53,8 @@ def test_stochastic_binarization_depends_on_seed_and_image_index_alone() -> None
     np.testing.assert_array_equal(binarize(grey(0.5, 2), "stochastic", seed=1), many[:2])
     assert not np.array_equal(many[0], many[1])
     assert not np.array_equal(binarize(grey(0.5, 5), "stochastic", seed=2), many)
+    last = binarize(grey(0.5, 2), "stochastic", seed=1, first_index=3)
+    np.testing.assert_array_equal(last, many[3:])
 
 
 @pytest.mark.parametrize(
