@@ -121,11 +121,12 @@ for name, _, folder in version_folders(Path(%r)):
             runs[name, role] = session, inputs, num_rows
 keep_blocks_of_runs()
 for (name, role), (session, inputs, num_rows) in runs.items():
-    for _ in range(3):
+    counts = []
+    for _ in range(6):
+        before = num_faults()
         session.run(inputs)
-    before = num_faults()
-    session.run(inputs)
-    print(name, role, (num_faults() - before) / num_rows)
+        counts.append(num_faults() - before)
+    print(name, role, min(counts) / num_rows)  # some of the first make the heap larger
 """
 
 
