@@ -75,7 +75,7 @@ def read_background(family: str, run: Path) -> Background:
         family="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs),
         finished=about["finished"],
         initial_nll=about["initial_nll"],
-        discriminator_loss=about["last"].get("d_loss_epoch"),
+        discriminator_loss=about["last"].get("d_loss"),
         film_batches=film_batches,
     )
 

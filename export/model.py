@@ -130,7 +130,7 @@ class GenerativeModel(lightning.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the mean negative log-likelihood of a batch and the penalty, in nats per image."""
         nll = -self.batch_log_prob(batch).mean()
-        self.log("train_nll", nll, prog_bar=True)
+        self.log("train_nll", nll, prog_bar=True, on_epoch=True)
         return nll + self.penalty()
 
     def penalty(self) -> Tensor | float:

@@ -162,7 +162,11 @@ class Diary(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Write down the epoch, before the checkpoint is saved."""
         self.seconds += time.monotonic() - self._began
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if not name.endswith(("_step", "_epoch"))  # Lightning's other names for means
+        }
         self.epochs.append({"epoch": trainer.current_epoch, "seconds": self.seconds, **metrics})
 
 

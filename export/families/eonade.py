@@ -145,7 +145,7 @@ class Model(GenerativeModel):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the negative log-likelihood of one order, or an estimate, in nats per image."""
         loss = self.nll_of_one_order(batch[0]).mean()
-        self.log("train_nll_of_one_order", loss, prog_bar=True)
+        self.log("train_nll_of_one_order", loss, prog_bar=True, on_epoch=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -156,7 +156,7 @@ class Model(GenerativeModel):
                 chosen = torch.multinomial(torch.softmax(weights, dim=1), 1)
                 noise = noise.gather(1, chosen[..., None].expand(-1, -1, noise.shape[2]))
             loss = -self._log_weights(images, noise, labels, *posterior).mean()
-        self.log("train_nll", -bound.mean(), prog_bar=True)
+        self.log("train_nll", -bound.mean(), prog_bar=True, on_epoch=True)
         return loss
 
     def _affordable_log_weights(

@@ -131,6 +131,22 @@ def test_the_likelihood_rises(make_recipe: Any, tmp_path: Path) -> None:
     assert about["last"]["train_nll"] < about["initial_nll"]
 
 
+def test_the_figures_of_an_epoch_are_means_over_its_batches(
+    make_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = make_recipe("nade", training={"epochs": 1, "batch_size": 90, "learning_rate": 1e-12})
+    split = load_split(recipe.data)
+    assert len(split.train) == 3 * 90
+    train(recipe, tmp_path)
+    model = new_model(recipe, split)
+    images = torch.from_numpy(split.train.values)
+    with torch.no_grad():
+        expected = -model.log_prob(images).mean().item()
+    last = read_run(tmp_path)["last"]
+    assert last["train_nll"] == pytest.approx(expected, rel=1e-5)
+    assert set(last) == {"epoch", "seconds", "train_nll"}
+
+
 def test_the_film_begins_with_noise_and_ends_with_the_shipped_model(
     recipe: Recipe, tmp_path: Path
 ) -> None:
