@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Callable
 from typing import Any, cast
 
-from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import MalformedRequestError
@@ -80,7 +79,7 @@ class Protocol(HttpToolsProtocol):
     departures: set[Callable[[], None]]
     _idle_since: float | None = None
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         exchange = Exchange(cycle, self.departures)
         cycle.scope["extensions"] = {EXCHANGE: exchange}  # type: ignore[dict-item]
         super()._start_asgi_task(cycle, app)
