@@ -197,9 +197,7 @@ class Graph:
         if name == "noise" and any(SEED in part for part in parts):
             return self._draw_noise(parts)
         if all(name in part for part in parts):
-            rows = [part[name] for part in parts]
-            joined = np.ascontiguousarray(rows[0]) if len(rows) == 1 else np.concatenate(rows)
-            return as_numbers(joined)
+            return as_numbers(np.ascontiguousarray(_joined(name, parts)))
         if name == LABEL:
             return self._draw_labels(parts)
         neutral = NEUTRAL_INPUTS[name]
@@ -215,9 +213,7 @@ class Graph:
     def _draw_noise(self, parts: Sequence[Rows]) -> NDArray[np.float32]:
         noise = self.manifest.noise
         named = [part for part in parts if SEED in part]
-        seeds = np.concatenate([part[SEED] for part in named])
-        indices = np.concatenate([part[INDEX] for part in named])
-        drawn = draw(noise.prior, seeds, indices, noise.shape)
+        drawn = draw(noise.prior, _joined(SEED, named), _joined(INDEX, named), noise.shape)
         if len(named) == len(parts) and not any(TRUNCATION in part for part in parts):
             return drawn
         pieces, start = [], 0
@@ -234,8 +230,7 @@ class Graph:
 
     def _draw_labels(self, parts: Sequence[Rows]) -> NDArray[np.int64]:
         open_parts = [part for part in parts if LABEL not in part]
-        seeds = np.concatenate([part[SEED] for part in open_parts])
-        indices = np.concatenate([part[INDEX] for part in open_parts])
+        seeds, indices = _joined(SEED, open_parts), _joined(INDEX, open_parts)
         drawn = iter(draw_labels(seeds, indices, len(self.manifest.labels)))
         pieces = [
             part[LABEL] if LABEL in part else np.fromiter(drawn, np.int64, len(part[SEED]))
@@ -247,6 +242,11 @@ class Graph:
 def as_numbers(values: NDArray[Any]) -> NDArray[Any]:
     """Turn pixels of a byte each, false or true, into what graphs take; others are that already."""
     return values.astype(np.float32) if values.dtype == np.bool_ else values
+
+
+def _joined(name: str, parts: Sequence[Rows]) -> NDArray[Any]:
+    rows = [part[name] for part in parts]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
 def _repeat_last_row(array: NDArray[Any], times: int) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """Noise as a pure function of (seed, index): the same row in any batch, on any machine."""
 
+import math
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Literal
@@ -13,9 +14,13 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 Prior = Literal["normal", "uniform"]
 
-_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
-_KEY_STEPS = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
 _NUM_ROUNDS = 10
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)[:, None, None]
+# What the key has grown by in each round, (10, 2, 1).
+_KEY_STEPS = (
+    np.arange(_NUM_ROUNDS, dtype=np.uint64)[:, None, None]
+    * np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)[:, None]
+)
 _WORD = np.uint64(32)
 _LOW_BITS = np.uint64(0xFFFFFFFF)
 
@@ -50,24 +55,20 @@ def philox(counter: UInt64Array, key: UInt64Array) -> UInt32Array:
         Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011,
         section 3.3; the authors' own test vectors are in `tests/service/test_noise.py`.
     """
-    multipliers = _MULTIPLIERS[:, None, None]
-    rounds = np.arange(_NUM_ROUNDS, dtype=np.uint64)[:, None, None]
-    round_keys = (key + rounds * _KEY_STEPS[:, None]) & _LOW_BITS  # (10, 2, N)
+    round_keys = (key + _KEY_STEPS) & _LOW_BITS  # (10, 2, N)
     multiplied, carried = counter
     for round_key in round_keys[..., None]:
-        product = multiplied * multipliers
+        product = multiplied * _MULTIPLIERS
         multiplied = (product >> _WORD)[::-1]
         multiplied ^= carried
         multiplied ^= round_key
         product &= _LOW_BITS
         carried = product[::-1]
-    words = np.stack([multiplied, carried], axis=1)  # (c0, c1), (c2, c3)
-    return (
-        words.reshape(4, *words.shape[2:])
-        .transpose(1, 2, 0)
-        .astype(np.uint32)
-        .reshape(words.shape[2], -1)
-    )
+    _, num_rows, num_blocks = multiplied.shape
+    words = np.empty((num_rows, num_blocks, 2, 2), dtype=np.uint32)  # (c0, c1), (c2, c3)
+    words[..., 0] = multiplied.transpose(1, 2, 0)
+    words[..., 1] = carried.transpose(1, 2, 0)
+    return words.reshape(num_rows, 4 * num_blocks)
 
 
 def random_bits(
@@ -98,7 +99,10 @@ def random_bits(
         counter[1, 0] |= (samples << _SAMPLE_SHIFT)[:, None]
     counter[0, 1] = (indices & _LOW_BITS)[:, None]
     counter[1, 1] = (indices >> _WORD)[:, None]
-    return philox(counter, np.stack([seeds & _LOW_BITS, seeds >> _WORD]))[:, :num_words]
+    key = np.empty((2, len(seeds)), dtype=np.uint64)
+    key[0] = seeds & _LOW_BITS
+    key[1] = seeds >> _WORD
+    return philox(counter, key)[:, :num_words]
 
 
 def draw(
@@ -125,7 +129,7 @@ def draw(
         >>> draw("uniform", one, one * 0, (3,)).astype(float).round(4).tolist()
         [[0.9546, 0.7502, 0.1142]]
     """
-    words = random_bits(seeds, indices, int(np.prod(shape)), stream)
+    words = random_bits(seeds, indices, math.prod(shape), stream)
     rows = uniform(words) if prior == "uniform" else normal(words)
     return rows.reshape(len(seeds), *shape)
 
