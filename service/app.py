@@ -150,9 +150,9 @@ class Application(FastAPI):
             # As GET to all of us; the server, which keeps the scope as it came, sends no body.
             scope = {**scope, "method": "GET"}
         service: Service = self.state.service
-        state = scope.setdefault("state", {})  # this request's own
-        state["service"] = service
-        state["request_id"] = _request_id(scope)
+        # A copy: a server may give the same one to all requests.
+        state = {"service": service, "request_id": _request_id(scope)}
+        scope["state"] = {**scope.get("state", {}), **state}
         scope["app"] = self
         gate = self.gate
         handle = self.short_ways.get((scope["method"], scope["path"]))
@@ -247,9 +247,10 @@ class Delivery:
             or self._closes_connection()
         ):
             return False
+        lines = response.lines(self._request_id)
         self._status = response.status_code
         self._count()
-        exchange.answer(response.head(self._request_id), response.body)
+        exchange.answer(lines, response.body)
         return True
 
     def end(self) -> None:

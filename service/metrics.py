@@ -68,7 +68,7 @@ class Metrics(Collector):
         self._request_seconds = Histogram(
             ledger,
             "ptheta_request_seconds",
-            "Seconds from a request's headers to the end of its answer.",
+            "Seconds from a request's headers until the last of its answer leaves.",
             ("route",),
             _SECONDS,
         )

@@ -57,17 +57,18 @@ class Exchange:
             and cycle.scope["method"] != "HEAD"
         )
 
-    def answer(self, head: str, body: bytes) -> None:
-        """Send an answer that is whole, in place of two messages that are taken apart again.
+    def answer(self, headers: bytes, body: bytes) -> None:
+        """Send a good answer that is whole, in place of two messages that are taken apart again.
 
         Args:
-            head: Status line and headers, the body's length among them, up to the empty line.
+            headers: A line for each, the body's length among them.
             body: What follows.
         """
         cycle = self._cycle
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False
-        cycle.transport.write(head.encode("latin-1"))
+        ours = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
+        cycle.transport.write(b"HTTP/1.1 200 OK\r\n%b%b\r\n" % (ours, headers))
         cycle.transport.write(body)
         cycle.message_event.set()
         cycle.on_response()
@@ -80,6 +81,7 @@ class Protocol(HttpToolsProtocol):
     _idle_since: float | None = None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._idle_since = None
         exchange = Exchange(cycle, self.departures)
         cycle.scope["extensions"] = {EXCHANGE: exchange}  # type: ignore[dict-item]
         super()._start_asgi_task(cycle, app)
@@ -110,19 +112,24 @@ class Protocol(HttpToolsProtocol):
             return
         self.server_state.total_requests += 1
         self.flow.resume_reading()
+        self._become_idle()
+
+    def _become_idle(self) -> None:
+        # Until the next request is begun, which takes its whole head. One timer lasts as long as
+        # the connection: to set one for each request and cancel it costs half as much as to parse
+        # the request.
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
-            self._close_when_idle(self.timeout_keep_alive)
+            self._look_again_in(self.timeout_keep_alive)
 
-    def _close_when_idle(self, delay_s: float) -> None:
+    def _look_again_in(self, delay_s: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(
             delay_s, self.timeout_keep_alive_handler
         )
 
     def _unset_keepalive_if_required(self) -> None:
-        # Called when something comes. One timer lasts as long as the connection: to set one for
-        # each request and cancel it costs half as much as to parse the request.
-        self._idle_since = None
+        # Called by uvicorn when something comes, be it one byte of a head.
+        pass
 
     def timeout_keep_alive_handler(self) -> None:
         """Close the connection if it has been idle for long enough, else look again then."""
@@ -132,7 +139,7 @@ class Protocol(HttpToolsProtocol):
             return
         left_s = idle_since + self.timeout_keep_alive - self.loop.time()
         if left_s > 0:
-            self._close_when_idle(left_s)
+            self._look_again_in(left_s)
         else:
             super().timeout_keep_alive_handler()
 
@@ -148,6 +155,7 @@ class Protocol(HttpToolsProtocol):
         # uvloop's transports have no base class in common with asyncio's.
         self.departures = set()
         super().connection_made(GatheringTransport(cast(asyncio.Transport, transport)))
+        self._become_idle()
 
 
 class GatheringTransport(asyncio.Transport):
@@ -212,7 +220,8 @@ class GatheringTransport(asyncio.Transport):
         return self._transport.get_protocol()
 
     def flush(self) -> None:
-        """Write now."""
+        """Write now, unless the client has gone."""
         if self._pieces:
             pieces, self._pieces = self._pieces, []
-            self._transport.write(b"".join(pieces))
+            if not self._transport.is_closing():
+                self._transport.write(b"".join(pieces))

@@ -310,23 +310,27 @@ class Answer(Response):
         self.status_code = 200
         self.body: bytes = content
         self.background = None
-        self._lines = {
+        self._fields = {
             "content-length": str(len(content)),
             "content-type": media_type,
             **headers,
         }
+        lines = "".join([f"{name}: {value}\r\n" for name, value in self._fields.items()])
+        if lines.count("\n") > len(self._fields):
+            raise ValueError(f"a header has a line break: {self._fields}")
+        self._lines = lines.encode("latin-1")
 
     @property
     def raw_headers(self) -> list[tuple[bytes, bytes]]:  # type: ignore[override]
         """The headers as ASGI sends them."""
         return [
-            (name.encode("latin-1"), value.encode("latin-1")) for name, value in self._lines.items()
+            (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in self._fields.items()
         ]
 
-    def head(self, request_id: str) -> str:
-        """Return the status line and the headers as HTTP/1.1 sends them."""
-        lines = [f"{name}: {value}\r\n" for name, value in self._lines.items()]
-        return f"HTTP/1.1 200 OK\r\n{''.join(lines)}x-request-id: {request_id}\r\n\r\n"
+    def lines(self, request_id: str) -> bytes:
+        """Return the headers as HTTP/1.1 sends them, a line each."""
+        return b"%bx-request-id: %b\r\n" % (self._lines, request_id.encode())
 
 
 def server_timing(*outcomes: Outcome[Any]) -> str:

@@ -82,6 +82,15 @@ async def test_aborting_writes_nothing_more() -> None:
     assert wire.writes == []
 
 
+async def test_nothing_is_written_to_a_client_who_has_gone() -> None:
+    wire = Wire()
+    transport = GatheringTransport(wire)
+    transport.write(b"never")
+    wire.closed = True
+    await asyncio.sleep(0)
+    assert wire.writes == []
+
+
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer every request."""
     headers = [(b"content-length", b"4")]
@@ -93,7 +102,7 @@ async def answer_at_once(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer every request, by our own way where that is possible."""
     exchange = scope["extensions"][EXCHANGE]
     if exchange.takes_whole_answer:
-        exchange.answer("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n", b"done")
+        exchange.answer(b"content-length: 4\r\n", b"done")
     else:
         await answer(scope, receive, send)
 
@@ -103,7 +112,9 @@ def connect(
 ) -> tuple[Protocol, Wire]:
     config = uvicorn.Config(app, http=Protocol, proxy_headers=False, log_config=None)
     config.load()
-    protocol, wire = Protocol(config, state or ServerState(), {}, loop), Wire()
+    state = state or ServerState()
+    state.default_headers = [(b"date", b"now"), (b"server", b"ours")]
+    protocol, wire = Protocol(config, state, {}, loop), Wire()
     protocol.connection_made(wire)
     return protocol, wire
 
@@ -185,6 +196,21 @@ async def test_a_connection_is_closed_once_it_has_been_idle_for_long() -> None:
         assert len(clock.timers) <= 1
     clock.go_on(0.3 * limit_s)
     assert wire.closed
+    protocol.connection_lost(None)
+
+
+@pytest.mark.parametrize("first", [b"", REQUESTS["one"]])
+async def test_a_head_that_does_not_end_keeps_no_connection(first: bytes) -> None:
+    clock = Clock()
+    protocol, wire = connect(loop=clock)
+    protocol.data_received(first)
+    await asyncio.sleep(0)
+    for byte in REQUESTS["one"][:10]:
+        protocol.data_received(bytes([byte]))
+        clock.go_on(0.2 * protocol.timeout_keep_alive)
+        if wire.closed:
+            break
+    assert clock.now == pytest.approx(protocol.timeout_keep_alive)
     protocol.connection_lost(None)
 
 
