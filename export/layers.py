@@ -105,15 +105,26 @@ def score_binary(values: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     return padded.sum(dim=1), cut_rows(padded, values)
 
 
-def affine(bias: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
-    """Return b + W x of several columns, (M, 1), (M, K) and (K, N) -> (M, N), N at least 2.
+def affine(bias: Tensor | None, weight: Tensor, columns: Tensor) -> Tensor:
+    """Return b + W x of several columns, (M, K) and (K, N) -> (M, N), N at least 2.
 
     In a graph with the same bits in every batch, for any K: ONNX Runtime adds up to 1,024 terms
     in one go where columns are few, and ever fewer, down to 128, where they are more.
+
+    Args:
+        bias: Shape (M, 1) or (M, N); none adds nothing.
+        weight: Shape (M, K), or (B, M, K) for B matrices, each with columns and a bias of its own.
+        columns: Shape (K, N), or (B, K, N).
     """
-    weights = torch.split(weight, _SUM_LENGTH, dim=1)
-    for part, terms in zip(weights, torch.split(columns, _SUM_LENGTH), strict=True):
-        bias = torch.addmm(bias, part, terms)
+    weights = torch.split(weight, _SUM_LENGTH, dim=-1)
+    for part, terms in zip(weights, torch.split(columns, _SUM_LENGTH, dim=-2), strict=True):
+        if bias is None:
+            bias = part @ terms
+        elif weight.dim() == 2:
+            bias = torch.addmm(bias, part, terms)
+        else:
+            bias = bias + part @ terms
+    assert bias is not None
     return bias
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.layers import at_least_two, scan
+from export.layers import affine, at_least_two, scan
 from export.model import FamilyConfig, GenerativeModel
 from export.outputs import BinaryPixels, GreyLevels
 from service.manifest import Noise, Role
@@ -92,10 +92,8 @@ class MaskedLinear(nn.Module):
     def forward(self, columns: Tensor) -> Tensor:
         """Multiply, (in, …) -> (out, …)."""
         flat = columns.flatten(1)
-        if self.bias is None:
-            product = self.weight @ flat
-        else:
-            product = torch.addmm(self.bias[:, None], self.weight, flat)
+        bias = None if self.bias is None else self.bias[:, None]
+        product = affine(bias, self.weight, flat)
         return torch.unflatten(product, 1, columns.shape[1:])
 
 
@@ -158,7 +156,7 @@ class Context(nn.Module):
             Shape (features, N).
         """
         seen = torch.cat([left, values]) if self.sees_centre else left
-        return torch.addmm(above, self.beside.weight, seen)
+        return affine(above, self.beside.weight, seen)
 
 
 class Head(nn.Module):

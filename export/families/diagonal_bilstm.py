@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.layers import scan
+from export.layers import affine, scan
 from export.pixelrnn import (
     MaskedLinear,
     Memory,
@@ -80,12 +80,12 @@ class Model(PixelRnn):
         parts = [layer.directions[1].parts() for layer in self.layers]
         to_state, beside, above, bias = (torch.stack(part) for part in zip(*parts, strict=True))
         seen = torch.cat([inputs, behind], dim=1)  # (L, 3h, W, N)
-        gates = bias + torch.cat([to_state, above], dim=2) @ seen.flatten(2)
+        gates = affine(bias, torch.cat([to_state, above], dim=2), seen.flatten(2))
         mirrored = torch.unflatten(gates, 2, seen.shape[2:]).flip(2).permute(2, 0, 1, 3)
 
         def step(carry: Memory, gates: Tensor) -> Step:
             hidden, cell = carry
-            hidden, cell = lstm_cell(gates + beside @ hidden, cell)
+            hidden, cell = lstm_cell(affine(gates, beside, hidden), cell)
             return (hidden, cell), (hidden + 0,)
 
         zeros = 0 * behind[:, :, 0]
@@ -150,7 +150,8 @@ class DiagonalBiLstm(nn.Module):
             inputs = torch.stack([pixels.index_select(1, place) for place in places])
             above = functional.pad(hidden, (0, 0, 1, 0))[:, :, :height]
             seen = torch.cat([inputs, hidden, above], dim=1)
-            new_hidden, new_cell = lstm_cell(weight @ seen.flatten(2), cell.flatten(2))
+            gates = affine(None, weight, seen.flatten(2))
+            new_hidden, new_cell = lstm_cell(gates, cell.flatten(2))
             new_hidden = new_hidden.view_as(hidden)
             return (new_hidden, new_cell.view_as(cell)), (new_hidden.permute(2, 0, 1, 3) + 0,)
 
@@ -182,10 +183,10 @@ class DiagonalBiLstm(nn.Module):
             The stream after this layer, h and c.
         """
         seen = torch.cat([features, hidden])
-        gates = torch.addmm(above, self.directions[0].beside.weight, seen)
+        gates = affine(above, self.directions[0].beside.weight, seen)
         new_hidden, new_cell = lstm_cell(gates, cell)
         merged = new_hidden + behind
-        return torch.addmm(features, self.out.weight, merged), new_hidden, new_cell
+        return affine(features, self.out.weight, merged), new_hidden, new_cell
 
 
 class Direction(nn.Module):
@@ -222,7 +223,7 @@ class Direction(nn.Module):
         """Add up what a row sees in the states above, (h, W, N) -> (4h, W, N)."""
         bias = self.beside.bias
         assert bias is not None
-        product = torch.addmm(bias[:, None], self.above.weight, hidden.flatten(1))
+        product = affine(bias[:, None], self.above.weight, hidden.flatten(1))
         return torch.unflatten(product, 1, hidden.shape[1:])
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.layers import (
+    affine,
     at_least_two,
     bernoulli_log_prob,
     mean_pixel_logits,
@@ -156,7 +157,7 @@ class Step(nn.Module):
         """Read one window, -> logits (1, N), h (H, N), c (H, N)."""
         hidden, cell, past = state
         window = past.index_select(0, self.positions)
-        gates = torch.addmm(biases, self.weights, torch.cat([window, hidden]))
+        gates = affine(biases, self.weights, torch.cat([window, hidden]))
         enter, keep, candidate, leave = torch.split(gates, self.hidden)
         cell = torch.sigmoid(keep) * cell + torch.sigmoid(enter) * torch.tanh(candidate)
         hidden = torch.sigmoid(leave) * torch.tanh(cell)

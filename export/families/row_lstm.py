@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.layers import scan
+from export.layers import affine, scan
 from export.pixelrnn import (
     MaskedLinear,
     Memory,
@@ -121,7 +121,7 @@ class RowLstm(nn.Module):
         """Add up what a row sees in the states above, (h, W, N) -> (4h, W, N)."""
         taps = three_taps(hidden)
         bias = self.input_to_state.bias[:, None]  # type: ignore[index]
-        product = torch.addmm(bias, self.state_to_state.weight, taps.flatten(1))
+        product = affine(bias, self.state_to_state.weight, taps.flatten(1))
         return torch.unflatten(product, 1, taps.shape[1:])
 
     def pixel(
@@ -139,9 +139,9 @@ class RowLstm(nn.Module):
             The stream after this layer, h and c.
         """
         seen = torch.cat([left, features])
-        gates = torch.addmm(above, self.input_to_state.weight, seen)
+        gates = affine(above, self.input_to_state.weight, seen)
         hidden, cell = lstm_cell(gates, cell)
-        return torch.addmm(features, self.out.weight, hidden), hidden, cell
+        return affine(features, self.out.weight, hidden), hidden, cell
 
     def row(self, features: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take one step for a whole row: (2h, W, N), (h, W, N) and (h, W·N) give the same."""
@@ -149,9 +149,9 @@ class RowLstm(nn.Module):
         left = functional.pad(features, (0, 0, 1, 0))[:, :width]
         seen = torch.cat([left, features, three_taps(hidden)])
         weight, bias = self.parts()
-        gates = torch.addmm(bias[:, None], weight, seen.flatten(1))
+        gates = affine(bias[:, None], weight, seen.flatten(1))
         new_hidden, new_cell = lstm_cell(gates, cell)
-        stream = torch.addmm(features.flatten(1), self.out.weight, new_hidden)
+        stream = affine(features.flatten(1), self.out.weight, new_hidden)
         return stream.view_as(features), new_hidden.view_as(hidden), new_cell
 
 
