@@ -94,14 +94,15 @@ class Model(GenerativeModel):
 
     def weights(self) -> Tensor:
         """Return W with zeros on and above the diagonal, (D, D)."""
-        weights: Tensor = self.W
         size = self.image.shape[1:]
-        for kernels in self.kernels:
-            everywhere = functional.interpolate(
-                kernels[None], size, mode="bilinear", align_corners=True
-            )
-            weights = weights + everywhere.flatten(2)[0].t().gather(1, self.place)
-        return weights.tril(-1)
+        everywhere = [
+            functional.interpolate(kernels[None], size, mode="bilinear", align_corners=True)[0]
+            for kernels in self.kernels
+        ]
+        if not everywhere:
+            return self.W.tril(-1)
+        shared = torch.stack(everywhere).sum(dim=0).flatten(1)  # (offsets, D)
+        return (self.W + shared.t().gather(1, self.place)).tril(-1)
 
     def penalty(self) -> Tensor | float:
         """Return minus the logarithm of the prior of all parts, in nats per training image."""
