@@ -128,6 +128,40 @@ class Model(GenerativeModel):
         divergence = (mean.square() + log_var.exp() - log_var - 1).sum(dim=1) / 2
         return self.log_likelihood(images, latents, labels)[:, 0] - divergence
 
+    def doubly_reparameterized(
+        self,
+        images: Tensor,
+        noise: Tensor,
+        share: Tensor,
+        labels: Tensor | None,
+        mean: Tensor,
+        log_var: Tensor,
+    ) -> Tensor:
+        """Return log w of drawn samples, whose gradient is the bound's on average, (N, 1).
+
+        The gradient of log q with respect to its own parameters, which is all noise where the
+        posterior fits, is replaced by one through the latent: the encoder's is
+        Σ_k w̃_k² ∂log w_k/∂z_k ∂z_k/∂φ, of which one term is drawn with the probabilities w̃_k.
+
+        Args:
+            images: Shape (N, C, H, W).
+            noise: That of the sample which was drawn for each image, shape (N, 1, D).
+            share: Its w̃, shape (N, 1).
+            labels: Classes of a conditional model, shape (N,).
+            mean: Of the posteriors, shape (N, D).
+            log_var: Of the posteriors, shape (N, D).
+
+        Source:
+            Tucker, Lawson, Gu, Maddison, "Doubly Reparameterized Gradient Estimators for Monte
+            Carlo Objectives", 2018, arXiv:1810.04152, equation 8.
+        """
+        moving = mean[:, None] + exp(log_var / 2)[:, None] * noise
+        latents = torch.lerp(moving.detach(), moving, share[..., None])
+        mean, log_var = mean.detach()[:, None], log_var.detach()[:, None]
+        distance = (latents - mean).square() * exp(-log_var)
+        log_ratio = sum_rows(distance - latents.square() + log_var) / 2
+        return self.log_likelihood(images, latents, labels) + log_ratio
+
     def batch_log_prob(self, batch: Batch) -> Tensor:
         """Return the bound that training raises, on fresh noise, (N,)."""
         images, labels = self._unpack(batch)
@@ -140,7 +174,8 @@ class Model(GenerativeModel):
 
         For k > 1 the gradient Σ_k w̃_k ∇log w_k is estimated without bias by one of its terms,
         drawn with the probabilities w̃_k = w_k / Σ w: k forward passes and one backward pass
-        (Burda et al., end of section 3).
+        (Burda et al., end of section 3). With respect to the encoder it is that of
+        `doubly_reparameterized`.
         """
         images, labels = self._unpack(batch)
         num_samples = self._num_samples()
@@ -153,9 +188,11 @@ class Model(GenerativeModel):
             with torch.no_grad():
                 weights = self._affordable_log_weights(images, noise, labels, *posterior)
                 bound = log_mean_exp(weights)
-                chosen = torch.multinomial(torch.softmax(weights, dim=1), 1)
+                shares = torch.softmax(weights, dim=1)
+                chosen = torch.multinomial(shares, 1)
                 noise = noise.gather(1, chosen[..., None].expand(-1, -1, noise.shape[2]))
-            loss = -self._log_weights(images, noise, labels, *posterior).mean()
+                share = shares.gather(1, chosen)
+            loss = -self.doubly_reparameterized(images, noise, share, labels, *posterior).mean()
         self.log("train_nll", -bound.mean(), prog_bar=True, on_epoch=True)
         return loss
 

@@ -250,7 +250,7 @@ class TestGradient:
     def test_the_drawn_term_is_the_gradient_of_the_bound_on_average(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Each term that can be drawn, times how likely it is drawn, adds up to the gradient."""
+        """The decoder's: each term, times how likely it is drawn, adds up to the gradient."""
         number = 4
         sizes = {"encoder_channels": (2,), "decoder_channels": (2,), "latent_dim": 3, "hidden": 8}
         model = make_model(8, num_importance_samples=number, **sizes)
@@ -260,20 +260,55 @@ class TestGradient:
         monkeypatch.setattr(model, "_draw_noise", lambda *shape: noise)
         weights = model.log_weights(images, noise)
         torch.autograd.backward(-torch.logsumexp(weights, dim=1).sum())
-        expected = [parameter.grad for parameter in model.parameters()]
+        expected = [parameter.grad for parameter in model.decoder.parameters()]
 
-        total = [torch.zeros_like(parameter) for parameter in model.parameters()]
+        total = [torch.zeros_like(parameter) for parameter in model.decoder.parameters()]
         for term, share in enumerate(torch.softmax(weights.detach(), dim=1)[0]):
             model.zero_grad()
             monkeypatch.setattr(
                 torch, "multinomial", lambda probs, n, term=term: torch.tensor([[term]])
             )
             model.training_step((images, torch.zeros(1, dtype=torch.int64)), 0).backward()
-            for part, parameter in zip(total, model.parameters(), strict=True):
+            for part, parameter in zip(total, model.decoder.parameters(), strict=True):
                 assert parameter.grad is not None
                 part.add_(share * parameter.grad)
         for part, gradient in zip(total, expected, strict=True):
             torch.testing.assert_close(part, gradient, atol=1e-5, rtol=1e-4)
+
+    def test_the_gradient_of_the_encoder_is_that_of_the_bound_with_less_noise(self) -> None:
+        """On average over the noise, and the less noisy the better the posterior fits."""
+        number, rows = 3, 2000
+        sizes = {"encoder_channels": (2,), "decoder_channels": (2,), "latent_dim": 3, "hidden": 8}
+        model = make_model(8, num_importance_samples=number, **sizes)
+        with torch.no_grad():  # a latent tells something, and the posterior is not the prior
+            model.decoder.project.weight.mul_(4)
+            model.encoder.posterior.weight.mul_(4)
+        images = (torch.rand(1, 1, 8, 8) < 0.4).float().expand(rows, -1, -1, -1)
+        plain, doubly = [], []
+        for _ in range(20):
+            noise = torch.randn(rows, number, 3)
+            posterior = model.encoder(images)
+            weights = model.log_weights(images, noise)
+            shares = torch.softmax(weights.detach(), dim=1)
+            terms = [
+                shares[:, k : k + 1]
+                * model.doubly_reparameterized(
+                    images, noise[:, k : k + 1], shares[:, k : k + 1], None, *posterior
+                )
+                for k in range(number)
+            ]
+            for found, bound in (
+                (plain, torch.logsumexp(weights, dim=1)),
+                (doubly, torch.cat(terms, dim=1).sum(dim=1)),
+            ):
+                parameters = list(model.encoder.parameters())
+                gradients = torch.autograd.grad(bound.mean(), parameters, retain_graph=True)
+                found.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        difference = torch.stack(doubly) - torch.stack(plain)
+        error = difference.std(dim=0) / math.sqrt(20)
+        assert torch.stack(plain).mean(dim=0).abs().max() > 0.1
+        assert (difference.mean(dim=0).abs() < 6 * error + 1e-5).all()
+        assert torch.stack(doubly).std(dim=0).sum() < 0.9 * torch.stack(plain).std(dim=0).sum()
 
     def test_the_elbo_in_closed_form_is_the_mean_of_log_weights(self) -> None:
         sizes = {"encoder_channels": (2,), "decoder_channels": (2,), "latent_dim": 3, "hidden": 8}
