@@ -106,12 +106,11 @@ def train_recipe(options: argparse.Namespace) -> None:
 
     import torch  # noqa: PLC0415
 
-    from export.train import read_run, train  # noqa: PLC0415
+    from export.train import train  # noqa: PLC0415
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    train(recipe, run, restart=options.restart, stop_after=options.stop_after)
-    if read_run(run)["finished"]:
+    if train(recipe, run, restart=options.restart, stop_after=options.stop_after):
         print(f"{run} is trained; next: python -m export convert {recipe.name}")
     else:
         print(f"{run} has epochs left; the same command without --stop-after goes on")

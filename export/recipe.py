@@ -92,6 +92,16 @@ class TrainingConfig(Section):
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
 
+class Pretraining(Section):
+    """An earlier training of the same model, on other data or in other steps.
+
+    Training starts with the weights that it ends with, instead of those that the seed gives.
+    """
+
+    data: DataConfig
+    training: TrainingConfig
+
+
 class FilmConfig(Section):
     """The training film: one grid of images, drawn from the same noise as the weights change."""
 
@@ -108,9 +118,26 @@ class Recipe(Section):
     description: str
     data: DataConfig
     model: dict[str, Any] = {}
+    pretraining: Pretraining | None = None
     training: TrainingConfig
     film: FilmConfig = FilmConfig()
     max_batch_rows: PositiveInt = 64
+
+    @model_validator(mode="after")
+    def _pixels_stay_what_they_are(self) -> Self:
+        if self.pretraining and self.pretraining.data.values != self.data.values:
+            raise ValueError(
+                f"pretraining on {self.pretraining.data.values} images cannot start a model of "
+                f"{self.data.values} ones"
+            )
+        return self
+
+    def before(self) -> "Recipe | None":
+        """Return the recipe of the pretraining, if there is any."""
+        if self.pretraining is None:
+            return None
+        data, training = self.pretraining.data, self.pretraining.training
+        return self.model_copy(update={"data": data, "training": training, "pretraining": None})
 
     @property
     def protocol(self) -> str:

@@ -33,6 +33,7 @@ RECIPE_FILE = "recipe.json"
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
 FILM_ARRAYS_FILE = "film.npz"
+PRETRAINING_FOLDER = "pretraining"
 
 _REPORTED_PACKAGES = ("torch", "lightning", "onnx", "onnxruntime", "numpy")
 
@@ -265,14 +266,18 @@ def generator_inputs(model: GenerativeModel, num_images: int) -> dict[str, Tenso
 
 def train(
     recipe: Recipe, run: Path, *, restart: bool = False, stop_after: int | None = None
-) -> None:
+) -> bool:
     """Train a recipe, or go on where an earlier call stopped.
 
     Args:
         recipe: What to train.
         run: Folder of checkpoints and measurements.
         restart: Forget what the folder holds.
-        stop_after: Stop in good order after so many epochs in all; a later call goes on.
+        stop_after: Stop in good order after so many epochs in all, those of a pretraining
+            included; a later call goes on.
+
+    Returns:
+        Whether training has come to its end.
 
     Raises:
         FileNotFoundError: The data is missing.
@@ -281,9 +286,23 @@ def train(
     keep_freed_memory()
     run.mkdir(parents=True, exist_ok=True)
     _claim(run, recipe, restart)
-    checkpoint = run / CHECKPOINT_FILE
+    checkpoint, pretraining = run / CHECKPOINT_FILE, run / PRETRAINING_FOLDER
+    before = recipe.before()
+    if before:
+        done = (pretraining / RUN_FILE).is_file() and read_run(pretraining)["finished"]
+        if restart or not done:
+            done = train(before, pretraining, restart=restart, stop_after=stop_after)
+        if not done:
+            return False
+        if stop_after is not None:
+            stop_after -= before.training.epochs
+            if stop_after <= 0:
+                return False
     split = load_split(recipe.data)
     model = new_model(recipe, split)
+    about = provenance() | {"initial_nll": initial_nll(model, split)}
+    if before:
+        model.load_state_dict(load_model(before, pretraining, split).state_dict())
 
     averaging = Averaging(decay=recipe.training.ema_decay) if recipe.training.ema_decay else None
     diary, film = Diary(), Film(recipe.film, averaging)
@@ -302,7 +321,6 @@ def train(
         log_every_n_steps=10,
     )
     resumed = checkpoint if checkpoint.is_file() else None
-    about = provenance() | {"initial_nll": initial_nll(model, split)}
     trainer.fit(
         model,
         *_loaders(recipe, split),
@@ -311,11 +329,17 @@ def train(
     )
     finished = len(diary.epochs) >= recipe.training.epochs
     _write_metrics(run, diary.epochs)
-    np.savez_compressed(
-        run / FILM_ARRAYS_FILE, frames=np.stack(film.frames), num_batches=film.num_batches
-    )
-    about |= {"finished": finished, "seconds": round(diary.seconds, 1), "last": diary.epochs[-1]}
+    frames, num_batches, seconds = film.frames, film.num_batches, diary.seconds
+    if before:
+        seconds += read_run(pretraining)["seconds"]
+        with np.load(pretraining / FILM_ARRAYS_FILE) as arrays:
+            earlier, moments = list(arrays["frames"]), arrays["num_batches"].tolist()
+        frames = [*earlier, frames[-1]]
+        num_batches = [*moments, moments[-1] + num_batches[-1]]
+    np.savez_compressed(run / FILM_ARRAYS_FILE, frames=np.stack(frames), num_batches=num_batches)
+    about |= {"finished": finished, "seconds": round(seconds, 1), "last": diary.epochs[-1]}
     (run / RUN_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return finished
 
 
 def keep_freed_memory() -> None:
