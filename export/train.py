@@ -300,9 +300,12 @@ def train(
                 return False
     split = load_split(recipe.data)
     model = new_model(recipe, split)
-    about = provenance() | {"initial_nll": initial_nll(model, split)}
     if before:
+        untrained_nll = read_run(pretraining)["initial_nll"]
         model.load_state_dict(load_model(before, pretraining, split).state_dict())
+    else:
+        untrained_nll = initial_nll(model, split)
+    about = provenance() | {"initial_nll": untrained_nll}
 
     averaging = Averaging(decay=recipe.training.ema_decay) if recipe.training.ema_decay else None
     diary, film = Diary(), Film(recipe.film, averaging)

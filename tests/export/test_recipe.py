@@ -65,6 +65,14 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
         read_recipe(str(path))
 
 
+def test_a_pretraining_has_the_same_kind_of_pixels() -> None:
+    fields = read_recipe("row-lstm-mnist").model_dump()
+    assert Recipe.model_validate(fields).before().pretraining is None  # type: ignore[union-attr]
+    fields["pretraining"]["data"]["binarization"] = "none"
+    with pytest.raises(ValueError, match="8-bit images cannot start a model of binary ones"):
+        Recipe.model_validate(fields)
+
+
 def test_an_unknown_recipe_names_the_shipped_ones() -> None:
     with pytest.raises(ValueError, match=r"nade-mnist.*or give a .yaml path"):
         read_recipe("unheard-of")

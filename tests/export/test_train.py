@@ -116,6 +116,53 @@ def test_counting_families_resume_too(make_recipe: Any, tmp_path: Path) -> None:
     assert_same_run(recipe, tmp_path / "straight", tmp_path / "stopped")
 
 
+def with_pretraining(recipe: Recipe, **training: Any) -> Recipe:
+    """Make a recipe whose pretraining is another one, and whose training differs from that."""
+    earlier = {"data": recipe.data, "training": recipe.training}
+    fields = recipe.model_dump() | {"pretraining": earlier}
+    fields["training"] |= {"seed": 1, **training}
+    return Recipe.model_validate(fields)
+
+
+def test_training_starts_where_a_pretraining_ends(make_recipe: Any, tmp_path: Path) -> None:
+    earlier = make_recipe("nade", training={"epochs": 2, "ema_decay": 0.9})
+    recipe = with_pretraining(earlier, epochs=1, learning_rate=1e-9)
+    train(earlier, tmp_path / "earlier")
+    assert train(recipe, tmp_path / "run")
+    assert_same_run(earlier, tmp_path / "earlier", tmp_path / "run" / "pretraining")
+    split = load_split(recipe.data)
+    before = load_model(earlier, tmp_path / "earlier", split).state_dict()
+    for name, value in load_model(recipe, tmp_path / "run", split).state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
+
+    about, about_before = read_run(tmp_path / "run"), read_run(tmp_path / "earlier")
+    assert about["initial_nll"] == about_before["initial_nll"]  # the untrained model's
+    pretrained = read_run(tmp_path / "run" / "pretraining")["seconds"]
+    assert about["seconds"] == pytest.approx(pretrained + about["last"]["seconds"], abs=0.1)
+    with (
+        np.load(tmp_path / "run" / "film.npz") as film,
+        np.load(tmp_path / "earlier" / "film.npz") as film_before,
+    ):
+        np.testing.assert_array_equal(film["frames"][:-1], film_before["frames"])
+        moments = film_before["num_batches"].tolist()
+        assert film["num_batches"].tolist() == [*moments, moments[-1] * 3 // 2]
+
+
+def test_a_run_stopped_in_its_pretraining_goes_on_to_the_same_end(
+    make_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = with_pretraining(make_recipe("nade", training={"epochs": 2}), epochs=2)
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert train(recipe, straight)
+    for stop_after in (1, 2, 3):
+        assert not train(recipe, stopped, stop_after=stop_after)
+        assert (stopped / "run.json").exists() == (stop_after > 2)
+    assert train(recipe, stopped)
+    assert_same_run(recipe, straight, stopped)
+    assert train(recipe, stopped, restart=True)
+    assert_same_run(recipe, straight, stopped)
+
+
 def test_training_a_finished_run_again_changes_nothing(make_recipe: Any, tmp_path: Path) -> None:
     recipe = make_recipe("nade")
     train(recipe, tmp_path / "once")
