@@ -395,8 +395,18 @@ def load_model(recipe: Recipe, run: Path, split: Split) -> GenerativeModel:
 
 
 def read_run(run: Path) -> dict[str, Any]:
-    """Read what is known of a run: seconds, versions, figures before and after training."""
-    content: dict[str, Any] = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    """Read what is known of a run: seconds, versions, figures before and after training.
+
+    Raises:
+        FileNotFoundError: Training has not come to a stop of its own yet.
+    """
+    path = run / RUN_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: training was killed, or is still in its pretraining; go on with "
+            "`python -m export train`"
+        )
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
