@@ -92,3 +92,26 @@ def test_pieces_change_no_bit(folder: Path) -> None:
             }
             for name, expected in whole.run(inputs).items():
                 np.testing.assert_array_equal(cut.run(inputs)[name], expected)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.parent.name)
+def test_company_changes_no_bit(folder: Path) -> None:
+    """A full batch against smaller ones: kernels divide their work by the number of rows."""
+    manifest = read_manifest(folder)
+    num_rows = 97
+    indices = np.arange(num_rows, dtype=np.uint64)
+    for role, graph in manifest.graphs.items():
+        session = Session(folder / graph.file)
+        with np.load(folder / "golden.npz") as golden:
+            examples = {name: golden[f"{role}.{name}"] for name in session.inputs}
+        inputs = {
+            name: np.resize(array, (num_rows, *array.shape[1:])) for name, array in examples.items()
+        }
+        if role == "generate":
+            noise = draw(manifest.noise.prior, 5 + 0 * indices, indices, manifest.noise.shape)
+            inputs["noise"] = noise
+        together = session.run(inputs)
+        for first, last in ((0, 1), (1, 3), (3, 8), (8, 24), (24, 57), (33, 97)):
+            part = {name: np.ascontiguousarray(array[first:last]) for name, array in inputs.items()}
+            for name, values in session.run(part).items():
+                assert values.tobytes() == together[name][first:last].tobytes(), (role, name, first)
