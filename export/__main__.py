@@ -99,7 +99,6 @@ def train_recipe(options: argparse.Namespace) -> None:
     if options.data:
         # Quoted, so that YAML takes a path such as 2024 for text.
         overrides += [f"data.source={json.dumps(options.data)}", "data.num_validation=0"]
-        overrides.append("pretraining=null")
     if options.name:
         overrides.append(f"name={json.dumps(options.name)}")
     recipe = read_recipe(options.recipe, overrides)
@@ -254,7 +253,7 @@ def _add_train(commands: Any) -> None:
         "--data",
         metavar="PATH",
         help="an .npz or a folder of images of your own; short for --set data.source=PATH "
-        "--set data.num_validation=0 --set pretraining=null",
+        "--set data.num_validation=0",
     )
     parser.add_argument("--restart", action="store_true", help="forget what the run holds")
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads to use")

@@ -112,12 +112,18 @@ def affine(bias: Tensor | None, weight: Tensor, columns: Tensor) -> Tensor:
     in one go where columns are few, and ever fewer, down to 128, where they are more.
 
     Args:
-        bias: Shape (M, 1) or (M, N); none adds nothing.
+        bias: Shape (M, 1) or (M, N), or (B, M, 1) or (B, M, N); none adds nothing.
         weight: Shape (M, K), or (B, M, K) for B matrices, each with columns and a bias of its own.
         columns: Shape (K, N), or (B, K, N).
+
+    Returns:
+        Shape (M, N), or (B, M, N).
     """
-    weights = torch.split(weight, _SUM_LENGTH, dim=-1)
-    for part, terms in zip(weights, torch.split(columns, _SUM_LENGTH, dim=-2), strict=True):
+    products = [(weight, columns)]
+    if weight.shape[-1] > _SUM_LENGTH:  # else a graph would split off the only part in each step
+        weights = torch.split(weight, _SUM_LENGTH, dim=-1)
+        products = list(zip(weights, torch.split(columns, _SUM_LENGTH, dim=-2), strict=True))
+    for part, terms in products:
         if bias is None:
             bias = part @ terms
         elif weight.dim() == 2:

@@ -93,12 +93,16 @@ class TrainingConfig(Section):
 
 
 class Pretraining(Section):
-    """An earlier training of the same model, on other data or in other steps.
+    """An earlier training of the same model on the same images.
 
     Training starts with the weights that it ends with, instead of those that the seed gives.
+
+    Attributes:
+        binarization: How it makes bits of grey levels; by default as the training that follows.
+        training: How long it is and by which optimizer.
     """
 
-    data: DataConfig
+    binarization: Binarization | None = None
     training: TrainingConfig
 
 
@@ -125,9 +129,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _pixels_stay_what_they_are(self) -> Self:
-        if self.pretraining and self.pretraining.data.values != self.data.values:
+        before = self.before()
+        if before and before.data.values != self.data.values:
             raise ValueError(
-                f"pretraining on {self.pretraining.data.values} images cannot start a model of "
+                f"pretraining on {before.data.values} images cannot start a model of "
                 f"{self.data.values} ones"
             )
         return self
@@ -136,8 +141,10 @@ class Recipe(Section):
         """Return the recipe of the pretraining, if there is any."""
         if self.pretraining is None:
             return None
-        data, training = self.pretraining.data, self.pretraining.training
-        return self.model_copy(update={"data": data, "training": training, "pretraining": None})
+        binarization = self.pretraining.binarization or self.data.binarization
+        data = self.data.model_copy(update={"binarization": binarization})
+        changes = {"data": data, "training": self.pretraining.training, "pretraining": None}
+        return self.model_copy(update=changes)
 
     @property
     def protocol(self) -> str:

@@ -4,6 +4,7 @@ import csv
 import inspect
 import json
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -289,15 +290,12 @@ def train(
     checkpoint, pretraining = run / CHECKPOINT_FILE, run / PRETRAINING_FOLDER
     before = recipe.before()
     if before:
-        done = (pretraining / RUN_FILE).is_file() and read_run(pretraining)["finished"]
-        if restart or not done:
-            done = train(before, pretraining, restart=restart, stop_after=stop_after)
-        if not done:
+        if not _is_finished(pretraining) and not train(before, pretraining, stop_after=stop_after):
             return False
         if stop_after is not None:
             stop_after -= before.training.epochs
             if stop_after <= 0:
-                return False
+                return _is_finished(run)
     split = load_split(recipe.data)
     model = new_model(recipe, split)
     if before:
@@ -410,6 +408,10 @@ def read_run(run: Path) -> dict[str, Any]:
     return content
 
 
+def _is_finished(run: Path) -> bool:
+    return (run / RUN_FILE).is_file() and bool(read_run(run)["finished"])
+
+
 def _claim(run: Path, recipe: Recipe, restart: bool) -> None:
     path = run / RECIPE_FILE
     text = recipe.model_dump_json(indent=2)
@@ -422,6 +424,7 @@ def _claim(run: Path, recipe: Recipe, restart: bool) -> None:
     if restart:
         for name in (CHECKPOINT_FILE, RUN_FILE, METRICS_FILE, FILM_ARRAYS_FILE):
             (run / name).unlink(missing_ok=True)
+        shutil.rmtree(run / PRETRAINING_FOLDER, ignore_errors=True)
     path.write_text(text, encoding="utf-8")
 
 

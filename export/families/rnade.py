@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from export.layers import (
     ROW_MULTIPLE,
+    affine,
     at_least_two,
     cut_rows,
     log_sum_exp,
@@ -205,7 +206,7 @@ class Generate(Conditionals):
 
         def step(activation: Tensor, pixel: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             W, rho, V, b, floor, lowest, highest, uniform, deviate, known_z, known_here = pixel
-            rows = torch.addmm(b, V, torch.relu(rho * activation)).t()  # (N, 3K)
+            rows = affine(b, V, torch.relu(rho * activation)).t()  # (N, 3K)
             logits, means, log_sigmas = torch.split(rows, self.components, dim=1)
             scaled = logits / cool
             weights = torch.exp(scaled - scaled.amax(dim=1, keepdim=True))
@@ -240,7 +241,7 @@ class LogProb(Conditionals):
 
         def step(activation: Tensor, pixel: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             W, rho, V, b, value = pixel  # (H, 1), (1,), (3K, H), (3K, 1), (1, N)
-            rows = torch.addmm(b, V, torch.relu(rho * activation))
+            rows = affine(b, V, torch.relu(rho * activation))
             return torch.addmm(activation, W, value), rows + 0
 
         rows: Tensor

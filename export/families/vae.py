@@ -153,7 +153,7 @@ class Model(GenerativeModel):
 
         Source:
             Tucker, Lawson, Gu, Maddison, "Doubly Reparameterized Gradient Estimators for Monte
-            Carlo Objectives", 2018, arXiv:1810.04152, equation 8.
+            Carlo Objectives", 2018, arXiv:1810.04152, the IWAE estimator.
         """
         moving = mean[:, None] + exp(log_var / 2)[:, None] * noise
         latents = torch.lerp(moving.detach(), moving, share[..., None])

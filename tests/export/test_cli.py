@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -116,28 +115,18 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
 def test_a_run_stopped_in_its_pretraining_cannot_be_published_yet(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = f"{{source: {json.dumps(str(pictures))}, binarization: fixed, size: 6}}"
-    earlier = f"pretraining={{data: {data}, training: {{epochs: 2, batch_size: 8}}}}"
-    sizes = ["model.num_layers=1", "model.hidden=2", "model.head=2"]
-    overrides = [f"data={data}", earlier, "training.epochs=1", "training.batch_size=8", *sizes]
-    training = ["train", "row-lstm-mnist", "--name", "shapes"]
-    training += [part for override in overrides for part in ("--set", override)]
+    """The images of one's own are those of the pretraining, too."""
+    changes = ["model.num_layers=1", "model.hidden=2", "model.head=2", "data.size=6"]
+    changes += ["training.epochs=1", "training.batch_size=8"]
+    changes += ["pretraining.training.epochs=2", "pretraining.training.batch_size=8"]
+    training = ["train", "row-lstm-mnist", "--name", "shapes", "--data", str(pictures)]
+    training += [part for change in changes for part in ("--set", change)]
     assert main([*training, "--stop-after", "2"]) == 0
     assert "has epochs left" in capsys.readouterr().out
     assert main(["publish", "shapes", "--store", str(tmp_path / "store")]) == 1
     assert "or is still in its pretraining" in capsys.readouterr().err
     assert main(training) == 0
     assert "next: python -m export convert shapes" in capsys.readouterr().out
-
-
-def test_images_of_ones_own_are_learnt_without_the_pretraining_on_others(
-    pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sizes = ["model.num_layers=1", "model.hidden=2", "model.head=2", "data.size=6"]
-    changes = [*sizes, "training.epochs=1", "training.batch_size=8"]
-    training = ["train", "row-lstm-mnist", "--name", "shapes", "--data", str(pictures)]
-    assert main([*training, *(part for change in changes for part in ("--set", change))]) == 0
-    assert "is trained" in capsys.readouterr().out
 
 
 def test_a_data_path_that_looks_like_a_number_stays_a_path(

@@ -1,6 +1,5 @@
 """PixelRNN: fast recurrences against plain ones, masks, fields, and sampling by full passes."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.convert import export_graph
 from export.families.diagonal_bilstm import DiagonalBiLstm
 from export.families.row_lstm import RowLstm
-from export.graph import Graph
 from export.model import build_model
 from export.pixelrnn import PixelRnn, colour_mask, lstm_cell
 from service.manifest import Image
@@ -249,36 +246,6 @@ def conditional(model: PixelRnn, images: Any) -> Any:
     for layer in model.layers:
         features = layer(features)
     return model.pixels.log_prob(model.head(features), values).permute(3, 0, 1, 2).numpy()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_long_sums_have_the_same_bits_in_every_batch(
-    make_recipe: Any, tmp_path: Path, family: str
-) -> None:
-    """Layers so wide that ONNX Runtime would cut their sums at places that depend on the batch."""
-    num_rows, shape = 65, (1, 5, 6)
-    model = make_model(make_recipe, family, shape, num_layers=2, hidden=70, head=140)
-    model.requires_grad_(False)
-    rng = np.random.default_rng(0)
-    arrays = {
-        "noise": rng.uniform(1e-7, 1 - 1e-7, (num_rows, *shape)),
-        "temperature": np.geomspace(0.5, 2, num_rows),
-        "known": rng.integers(0, 2, (num_rows, *shape)),
-        "known_mask": rng.random((num_rows, *shape)) < 0.3,
-        "image": rng.integers(0, 2, (num_rows, *shape)),
-    }
-    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    for role, module in model.graphs().items():
-        path = tmp_path / f"{role}.onnx"
-        names = ["image"] if role == "log_prob" else [name for name in arrays if name != "image"]
-        inputs = {name: arrays[name] for name in names}
-        export_graph(module, role, {name: array[:8] for name, array in inputs.items()}, path)
-        graph = Graph(path, num_rows)
-        together = graph(inputs)
-        for batch in (1, 2, 3, 5, 17, 64):
-            part = graph({name: array[:batch] for name, array in inputs.items()})
-            for name, values in part.items():
-                assert values.tobytes() == together[name][:batch].tobytes(), (name, batch)
 
 
 def test_features_that_do_not_fall_into_colour_groups_are_refused(make_recipe: Any) -> None:

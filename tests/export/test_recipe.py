@@ -65,10 +65,17 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
         read_recipe(str(path))
 
 
-def test_a_pretraining_has_the_same_kind_of_pixels() -> None:
-    fields = read_recipe("row-lstm-mnist").model_dump()
-    assert Recipe.model_validate(fields).before().pretraining is None  # type: ignore[union-attr]
-    fields["pretraining"]["data"]["binarization"] = "none"
+def test_a_pretraining_differs_in_its_bits_and_steps_only() -> None:
+    recipe = read_recipe("row-lstm-mnist")
+    before = recipe.before()
+    assert before is not None
+    assert before.before() is None
+    assert (before.protocol, recipe.protocol) == ("mnist-fixed", "mnist-dynamic")
+    assert before.training.epochs == 12
+    assert before.data.num_validation == recipe.data.num_validation
+
+    fields = recipe.model_dump()
+    fields["pretraining"]["binarization"] = "none"
     with pytest.raises(ValueError, match="8-bit images cannot start a model of binary ones"):
         Recipe.model_validate(fields)
 

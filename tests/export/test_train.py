@@ -118,8 +118,7 @@ def test_counting_families_resume_too(make_recipe: Any, tmp_path: Path) -> None:
 
 def with_pretraining(recipe: Recipe, **training: Any) -> Recipe:
     """Make a recipe whose pretraining is another one, and whose training differs from that."""
-    earlier = {"data": recipe.data, "training": recipe.training}
-    fields = recipe.model_dump() | {"pretraining": earlier}
+    fields = recipe.model_dump() | {"pretraining": {"training": recipe.training}}
     fields["training"] |= {"seed": 1, **training}
     return Recipe.model_validate(fields)
 
@@ -159,7 +158,10 @@ def test_a_run_stopped_in_its_pretraining_goes_on_to_the_same_end(
         assert (stopped / "run.json").exists() == (stop_after > 2)
     assert train(recipe, stopped)
     assert_same_run(recipe, straight, stopped)
-    assert train(recipe, stopped, restart=True)
+    assert train(recipe, stopped, stop_after=1)  # it has come to its end already
+    assert not train(recipe, stopped, restart=True, stop_after=1)
+    assert not read_run(stopped / "pretraining")["finished"]
+    assert train(recipe, stopped)
     assert_same_run(recipe, straight, stopped)
 
 

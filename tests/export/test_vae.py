@@ -250,7 +250,7 @@ class TestGradient:
     def test_the_drawn_term_is_the_gradient_of_the_bound_on_average(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The decoder's: each term, times how likely it is drawn, adds up to the gradient."""
+        """Each term, times how likely it is drawn, adds up to it; for the encoder, doubly."""
         number = 4
         sizes = {"encoder_channels": (2,), "decoder_channels": (2,), "latent_dim": 3, "hidden": 8}
         model = make_model(8, num_importance_samples=number, **sizes)
@@ -259,24 +259,38 @@ class TestGradient:
         noise = torch.randn(1, number, 3)
         monkeypatch.setattr(model, "_draw_noise", lambda *shape: noise)
         weights = model.log_weights(images, noise)
+        shares = torch.softmax(weights.detach(), dim=1)
         torch.autograd.backward(-torch.logsumexp(weights, dim=1).sum())
-        expected = [parameter.grad for parameter in model.decoder.parameters()]
+        model.encoder.zero_grad()
+        posterior = model.encoder(images)
+        doubly = [
+            shares[:, k]
+            * model.doubly_reparameterized(
+                images, noise[:, k : k + 1], shares[:, k : k + 1], None, *posterior
+            )
+            for k in range(number)
+        ]
+        parameters = list(model.encoder.parameters())
+        of_encoder = torch.autograd.grad(-torch.stack(doubly).sum(), parameters)
+        of_decoder = [parameter.grad for parameter in model.decoder.parameters()]
+        expected = [*of_encoder, *of_decoder]
 
-        total = [torch.zeros_like(parameter) for parameter in model.decoder.parameters()]
-        for term, share in enumerate(torch.softmax(weights.detach(), dim=1)[0]):
+        parameters += model.decoder.parameters()
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for term, share in enumerate(shares[0]):
             model.zero_grad()
             monkeypatch.setattr(
                 torch, "multinomial", lambda probs, n, term=term: torch.tensor([[term]])
             )
             model.training_step((images, torch.zeros(1, dtype=torch.int64)), 0).backward()
-            for part, parameter in zip(total, model.decoder.parameters(), strict=True):
+            for part, parameter in zip(total, parameters, strict=True):
                 assert parameter.grad is not None
                 part.add_(share * parameter.grad)
         for part, gradient in zip(total, expected, strict=True):
             torch.testing.assert_close(part, gradient, atol=1e-5, rtol=1e-4)
 
     def test_the_gradient_of_the_encoder_is_that_of_the_bound_with_less_noise(self) -> None:
-        """On average over the noise, and the less noisy the better the posterior fits."""
+        """On average over the noise."""
         number, rows = 3, 2000
         sizes = {"encoder_channels": (2,), "decoder_channels": (2,), "latent_dim": 3, "hidden": 8}
         model = make_model(8, num_importance_samples=number, **sizes)
