@@ -27,7 +27,7 @@ _SURPLUS_FACTOR = 1.25
 
 # What is freed between others stays with the process, in the end as much again as is in use. To
 # give it back takes milliseconds, hence now and then, and not from a process that rests.
-_TRIM_S = 1.0
+_TRIM_S = 0.3
 _FEW_CALLS = 1e-3
 
 Phase = Literal["loading", "serving", "draining", "stopped"]
