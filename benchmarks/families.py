@@ -211,9 +211,15 @@ def draw(
     except ImportError:
         print("no matplotlib, no plots: install the extra `bench`")
         return
+    _draw_fields(Figure, fields).savefig(output / "receptive-fields.png", dpi=100)
+    _draw_costs(Figure, measured).savefig(output / "likelihood-cost.png", dpi=100)
+    _draw_sharpness(Figure, measured).savefig(output / "sharpness.png", dpi=100)
+
+
+def _draw_fields(new_figure: Any, fields: dict[str, NDArray[np.bool_]]) -> Any:
     columns = min(len(fields), 4)
     rows = -(-len(fields) // columns)
-    figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
+    figure = new_figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
     for axis, (name, field) in zip(
         figure.subplots(rows, columns, squeeze=False).flat, fields.items(), strict=False
     ):
@@ -223,9 +229,11 @@ def draw(
         axis.set_title(name, fontsize=8)
     for axis in figure.axes:
         axis.set_axis_off()
-    figure.savefig(output / "receptive-fields.png", dpi=100)
+    return figure
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+
+def _draw_costs(new_figure: Any, measured: list[dict[str, Any]]) -> Any:
+    figure = new_figure(figsize=(7, 4.2), layout="constrained")
     axis = figure.subplots()
     labelled: list[FloatArray] = []
     for found in sorted(measured, key=_order):
@@ -248,9 +256,11 @@ def draw(
     axis.set(xscale="log", yscale="log", xlabel="one sample, ms", ylabel="nats per image")
     axis.set_xlim(right=4 * axis.get_xlim()[1])  # for the labels of what is slowest
     axis.set_title("Likelihood against sampling cost; triangles are bounds", fontsize=10)
-    figure.savefig(output / "likelihood-cost.png", dpi=100)
+    return figure
 
-    figure = Figure(figsize=(7, 0.35 * len(measured) + 1), layout="constrained")
+
+def _draw_sharpness(new_figure: Any, measured: list[dict[str, Any]]) -> Any:
+    figure = new_figure(figsize=(7, 0.35 * len(measured) + 1), layout="constrained")
     axis = figure.subplots()
     ordered = sorted(measured, key=lambda found: float(found["sharpness"]))
     colours = {"exact": "tab:blue", "bound": "tab:orange", "implicit": "tab:green"}
@@ -262,7 +272,7 @@ def draw(
     axis.axvline(1, ls="--", c="grey")
     axis.set(xlabel="edges in samples ÷ edges in test images")
     axis.set_title("Blurred to the left, noisy to the right", fontsize=10)
-    figure.savefig(output / "sharpness.png", dpi=100)
+    return figure
 
 
 if __name__ == "__main__":

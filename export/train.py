@@ -304,7 +304,32 @@ def train(
     else:
         untrained_nll = initial_nll(model, split)
     about = provenance() | {"initial_nll": untrained_nll}
+    diary, film = _fit(recipe, model, split, checkpoint, stop_after)
 
+    finished = len(diary.epochs) >= recipe.training.epochs
+    about |= {"finished": finished, "seconds": diary.seconds, "last": diary.epochs[-1]}
+    frames, num_batches = film.frames, film.num_batches
+    if before:  # what came before belongs to the whole
+        about["seconds"] += read_run(pretraining)["seconds"]
+        with np.load(pretraining / FILM_ARRAYS_FILE) as arrays:
+            earlier, moments = list(arrays["frames"]), arrays["num_batches"].tolist()
+        frames = [*earlier, frames[-1]]
+        num_batches = [*moments, moments[-1] + num_batches[-1]]
+    _write_metrics(run, diary.epochs)
+    np.savez_compressed(run / FILM_ARRAYS_FILE, frames=np.stack(frames), num_batches=num_batches)
+    about["seconds"] = round(about["seconds"], 1)
+    (run / RUN_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return finished
+
+
+def _fit(
+    recipe: Recipe,
+    model: GenerativeModel,
+    split: Split,
+    checkpoint: Path,
+    stop_after: int | None,
+) -> tuple[Diary, Film]:
+    """Train a model from the checkpoint on, where there is one; return what was written down."""
     averaging = Averaging(decay=recipe.training.ema_decay) if recipe.training.ema_decay else None
     diary, film = Diary(), Film(recipe.film, averaging)
     callbacks: list[Callback] = [Reseeding(), diary, film, Saving(checkpoint)]
@@ -328,19 +353,7 @@ def train(
         ckpt_path=resumed,
         weights_only=False,  # our own checkpoint: the film's frames are numpy arrays
     )
-    finished = len(diary.epochs) >= recipe.training.epochs
-    _write_metrics(run, diary.epochs)
-    frames, num_batches, seconds = film.frames, film.num_batches, diary.seconds
-    if before:
-        seconds += read_run(pretraining)["seconds"]
-        with np.load(pretraining / FILM_ARRAYS_FILE) as arrays:
-            earlier, moments = list(arrays["frames"]), arrays["num_batches"].tolist()
-        frames = [*earlier, frames[-1]]
-        num_batches = [*moments, moments[-1] + num_batches[-1]]
-    np.savez_compressed(run / FILM_ARRAYS_FILE, frames=np.stack(frames), num_batches=num_batches)
-    about |= {"finished": finished, "seconds": round(seconds, 1), "last": diary.epochs[-1]}
-    (run / RUN_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    return finished
+    return diary, film
 
 
 def keep_freed_memory() -> None:
