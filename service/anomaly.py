@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.images import ImageArray, to_pixels
+from service.images import ImageArray, read_npz, to_pixels
 from service.scoring import Binarize
 
 logger = logging.getLogger(__name__)
@@ -128,8 +128,7 @@ def read_calibration(path: Path, golden: FloatArray) -> dict[Preparation, Anomal
         ValueError: The file cannot be read, or is not what a calibration needs.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, Array] = dict(file)
+        arrays: dict[str, Array] = read_npz(path)
         expected = arrays.pop("golden.code_bits")
         if not np.array_equal(code_bits(golden), expected):
             logger.warning(

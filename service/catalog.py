@@ -20,6 +20,7 @@ from service.errors import (
     UnsupportedOperationError,
 )
 from service.graph import LABEL, NEUTRAL_INPUTS, Graph, Session
+from service.images import read_npz
 from service.manifest import (
     GOLDEN_FILE,
     Manifest,
@@ -277,8 +278,7 @@ def _verify(path: Path, sha256: str) -> None:
 
 def _read_golden(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as golden:
-            return dict(golden)
+        return read_npz(path)
     except Exception as error:  # NumPy and its archive share no better base
         raise BrokenBundleError(f"{path.name} cannot be read: {error}") from error
 

@@ -4,9 +4,11 @@ import base64
 import io
 import math
 import struct
+import threading
 import zlib
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,10 @@ MAX_PICTURE_PIXELS = 4096 * 4096
 _MAX_SIDE = {"webp": 16_383, "jpeg": 65_500, "gif": 65_535}
 
 _READABLE = ("PNG", "JPEG", "WEBP", "GIF")
+
+# NumPy evaluates the header of an array as Python. Python 3.11 counts for all threads together how
+# deep such an expression is, and two that are evaluated at the same time may both fail.
+_headers = threading.Lock()
 
 
 def to_pixels(images: ImageArray) -> UInt8Array:
@@ -230,7 +236,8 @@ def decode_npy(content: bytes) -> NDArray[np.generic]:
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        shape, fortran_order, dtype = read_header(buffer)
+        with _headers:
+            shape, fortran_order, dtype = read_header(buffer)
     except Exception as error:  # NumPy evaluates the header, which fails in many ways
         raise ValueError("the body is no .npy array") from error
     data = memoryview(content)[buffer.tell() :]
@@ -240,6 +247,16 @@ def decode_npy(content: bytes) -> NDArray[np.generic]:
     if dtype.hasobject or not (is_possible and is_whole):
         raise ValueError(f"the .npy header claims {dtype} {shape}, which the body does not hold")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
+
+
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """Read all arrays of a file in NumPy's archive format, without ever unpickling.
+
+    Raises:
+        Exception: It cannot be read; NumPy and its archive share no better base.
+    """
+    with _headers, path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def decode_picture(

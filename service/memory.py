@@ -21,7 +21,7 @@ _SMALLEST_WEIGHTS = 2**16
 
 # What is free at the end of the heap goes back by itself only from this size on, so that the heap
 # does not shrink after each run and grow before the next.
-_LARGEST_FREE_END = 3 * 2**21
+_LARGEST_FREE_END = 5 * 2**21
 
 
 def tell_malloc(options: Mapping[int, int]) -> bool:

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from typing import Any
@@ -414,3 +416,45 @@ class TestBase64:
     def test_what_is_no_base64_is_refused(self, text: str) -> None:
         with pytest.raises(ValueError, match="base64"):
             decode_base64(text)
+
+
+NPY_IN_THREADS = """
+import gc
+import sys
+from io import BytesIO
+from threading import Thread
+import numpy as np
+from service.images import decode_npy
+
+class Garbage:  # whose end is Python, so that another thread may have its turn there
+    def __del__(self):
+        sum(range(50))
+
+def decode():
+    for _ in range(8000):
+        garbage = Garbage()
+        garbage.itself = garbage
+        try:
+            decode_npy(body)
+        except ValueError as error:
+            failures.append(error.__cause__)
+
+sys.setswitchinterval(1e-6)
+gc.set_threshold(3)
+file, failures = BytesIO(), []
+np.save(file, np.zeros((2, 3)))
+body = file.getvalue()
+threads = [Thread(target=decode) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(failures), failures[:1])
+"""
+
+
+def test_arrays_are_decoded_in_several_threads_at_once() -> None:
+    """Python 3.11 cannot evaluate their headers so."""
+    command = [sys.executable, "-c", NPY_IN_THREADS]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.split()[0] == "0", told

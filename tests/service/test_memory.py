@@ -49,7 +49,10 @@ def run(code: str) -> str:
 def test_threads_take_turns_at_the_same_memory() -> None:
     grown = measure("""
 def run():
-    blocks = [np.ones(2**13) for _ in range(800)]  # 50 MiB in blocks that are no mappings
+    # 50 MiB in blocks that are no mappings, and nothing small between them that would stay.
+    blocks = [None] * 800
+    for place in range(800):
+        blocks[place] = bytearray(2**16)
     ends.append(np.ones(1))  # keeps the heap from shrinking
 
 keep_blocks_of_runs()
