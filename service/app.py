@@ -55,6 +55,7 @@ from service.routes.endpoint import (
 )
 from service.service import Service
 from service.settings import Settings
+from service.transport import EXCHANGE
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("service.access")
@@ -255,6 +256,9 @@ class Delivery:
 
     def end(self) -> None:
         """Count the request even if nobody answered it, and log it."""
+        # An exchange and its scope hold each other; apart, both are gone at once, not when Python
+        # next looks for such pairs among thousands of others.
+        self._scope.get("extensions", {}).pop(EXCHANGE, None)
         if not self.is_done:
             self._count()
         if access_logger.isEnabledFor(logging.INFO):

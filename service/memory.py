@@ -1,10 +1,16 @@
 """What runs have freed: shared by all threads, and given back now and then."""
 
 import ctypes
+import os
 from collections.abc import Mapping
 
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
+
+# Python makes a new class for a function of it each time that one is asked for.
+_libc = ctypes.CDLL(None) if os.name == "posix" else None
+_mallopt = getattr(_libc, "mallopt", None)
+_malloc_trim = getattr(_libc, "malloc_trim", None)
 
 LARGEST_ACTIVATION = 2**20
 """Most that a node of a graph should put out in one run, in bytes."""
@@ -33,10 +39,9 @@ def tell_malloc(options: Mapping[int, int]) -> bool:
     Returns:
         Whether this process has a glibc, and it took all of them.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
+    if _mallopt is None:
         return False
-    took = [mallopt(number, value) for number, value in options.items()]
+    took = [_mallopt(number, value) for number, value in options.items()]
     return all(took)
 
 
@@ -69,6 +74,5 @@ def keep_blocks_of_runs() -> None:
 
 def return_freed_memory() -> None:
     """Give whole pages that nobody uses back to the system, where there is a glibc to do it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    if _malloc_trim is not None:
+        _malloc_trim(0)

@@ -85,7 +85,7 @@ class Watch:
 
     def __init__(self, request: Request) -> None:
         self.body_is_read = request.method in {"GET", "HEAD"}
-        self._request = request
+        self._request: Request | None = request
         self._task = asyncio.current_task()
         self._reason: type[SlowRequestError] | type[ClientDisconnect] | None = None
         self._departure: asyncio.Task[None] | None = None
@@ -115,7 +115,8 @@ class Watch:
             raise SlowRequestError(self._body_timeout_s)
 
     def end(self) -> None:
-        """Stop watching."""
+        """Stop watching, and let go of the request, whose scope holds this."""
+        self._request = self._task = None
         if self._timer is not None:
             self._timer.cancel()
         if self._departures is not None:
@@ -136,7 +137,9 @@ class Watch:
             self._timer = loop.call_later(_BODY_CHECK_S, self._look)
 
     async def _wait_for_departure(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
+        request = self._request
+        assert request is not None
+        while (await request.receive())["type"] != "http.disconnect":
             pass
         self._cancel(ClientDisconnect)
 

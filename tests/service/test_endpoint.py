@@ -1,5 +1,6 @@
 """Bodies within limits of size and time, deadlines, full queues, departed clients."""
 
+import gc
 import json
 import socket
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from tests.service.answers import answer, npy, problem
 from tests.service.bundles import HEIGHT, WIDTH
@@ -17,6 +19,7 @@ from tests.service.server import Served, wait_until
 
 pytestmark = pytest.mark.timeout(60)
 
+BLACK = npy(np.zeros((1, HEIGHT, WIDTH), np.uint8))
 POST_ROUTES = ("/sample", "/interpolate", "/log_prob")
 
 
@@ -368,3 +371,44 @@ class TestOtherSites:
         headers = {"Origin": "http://elsewhere.example"}
         response = client.post(path, json={}, headers=headers)
         assert "access-control-allow-origin" not in response.headers
+
+
+class TestLeftovers:
+    @pytest.mark.parametrize(
+        ("status", "method", "path", "body"),
+        [
+            (200, "POST", "/sample", b'{"format": "png"}'),
+            (200, "POST", "/log_prob?model=tiny-binary&format=npy", BLACK),
+            (200, "GET", "/sample?format=png", b""),
+            (200, "HEAD", "/sample", b""),
+            (200, "GET", "/models", b""),
+            (200, "GET", "/models/tiny-binary", b""),
+            (422, "POST", "/sample", b'{"n": 0}'),
+            (404, "POST", "/sample", b'{"model": "none"}'),
+            (404, "GET", "/nowhere", b""),
+        ],
+    )
+    def test_a_request_is_gone_with_its_answer(
+        self, server: Served, status: int, method: str, path: str, body: bytes
+    ) -> None:
+        """Nothing of it waits for Python to look for objects that hold each other."""
+        headers = {"content-type": "application/x-npy" if body == BLACK else "application/json"}
+
+        def ask() -> None:
+            answered = server.client.request(method, path, content=body, headers=headers)
+            assert answered.status_code == status, answered.text
+
+        def num_requests() -> int:
+            return sum(isinstance(each, RequestResponseCycle) for each in gc.get_objects())
+
+        ask()
+        gc.collect()
+        before = num_requests()
+        gc.disable()
+        try:
+            for _ in range(20):
+                ask()
+            wait_until(lambda: not server.server.server_state.tasks)
+            assert num_requests() <= before  # each connection keeps its last
+        finally:
+            gc.enable()
