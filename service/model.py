@@ -79,7 +79,12 @@ class Model:
         return int(draw_labels(seeds, indices, len(self.manifest.labels))[0])
 
     async def generate(
-        self, rows: Rows, finish: Callable[[Rows], T], *, timeout_s: float
+        self,
+        rows: Rows,
+        finish: Callable[[Rows], T],
+        *,
+        wanted: Collection[str] | None = None,
+        timeout_s: float,
     ) -> Outcome[T]:
         """Turn noise into images.
 
@@ -89,24 +94,28 @@ class Model:
                 beside `seed` it may be left out, and is drawn.
             finish: Makes the answer of `image` (N, C, H, W), its grey levels `pixels`, its
                 `noise` and, of a class-conditional model, its `label` (N,), in a worker thread.
+            wanted: Which of them it needs, by default all, and always the label; a large call keeps
+                no others.
             timeout_s: Deadline, queueing included.
 
         Raises:
             ProblemError: As the batcher's `submit`, or the caller's quota has not so many rows.
         """
         graph = self.graphs["generate"]
+        if wanted is not None:
+            wanted = (*wanted, "is_finite", *((LABEL,) if self.manifest.labels else ()))
 
         def check_and_finish(outputs: Rows) -> T:
-            is_finite = outputs["is_finite"]
-            if not is_finite.all():
-                graph.metrics.on_non_finite(int((~is_finite).sum()))
+            is_finite = outputs["is_finite"].tolist()
+            if not all(is_finite):
+                graph.metrics.on_non_finite(is_finite.count(False))
                 raise InferenceFailedError(
                     f"{self.reference} made an image that is not finite; try another seed, and "
                     "report it"
                 )
             return finish(outputs)
 
-        return await _submit(graph, rows, check_and_finish, timeout_s=timeout_s)
+        return await _submit(graph, rows, check_and_finish, timeout_s=timeout_s, wanted=wanted)
 
     async def log_prob(
         self,

@@ -39,7 +39,18 @@ class Exchange:
     @property
     def has_whole_body(self) -> bool:
         """Whether all of the request has come, so that nobody need wait for it."""
-        return not self._cycle.more_body
+        cycle = self._cycle
+        return not (cycle.more_body or cycle.disconnected)
+
+    def take_body(self) -> bytes:
+        """Return the body of a request that has come as a whole, at a tenth of a message's price.
+
+        It can be had once.
+        """
+        cycle = self._cycle
+        body = bytes(cycle.body)
+        cycle.body = bytearray()
+        return body
 
     @property
     def takes_whole_answer(self) -> bool:
@@ -67,11 +78,32 @@ class Exchange:
         cycle = self._cycle
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False
-        ours = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
-        cycle.transport.write(b"HTTP/1.1 200 OK\r\n%b%b\r\n" % (ours, headers))
-        cycle.transport.write(body)
+        head = b"%b%b\r\n" % (_beginning(cycle.default_headers), headers)
+        if len(body) > _LARGE_BYTES:
+            cycle.transport.write(head)
+            cycle.transport.write(body)
+        else:
+            cycle.transport.write(head + body)
         cycle.message_event.set()
         cycle.on_response()
+
+
+class _Beginning:
+    """How every good answer begins; the headers of all answers are others each second."""
+
+    def __init__(self) -> None:
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._content = b""
+
+    def __call__(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        if headers is not self._headers:
+            lines = [b"%b: %b\r\n" % header for header in headers]
+            self._content = b"".join([b"HTTP/1.1 200 OK\r\n", *lines])
+            self._headers = headers
+        return self._content
+
+
+_beginning = _Beginning()
 
 
 class Protocol(HttpToolsProtocol):

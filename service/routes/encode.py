@@ -127,7 +127,7 @@ async def create_reconstructions(request: Request) -> Response:
         rows: dict[str, NDArray[Any]] = {"noise": encoded.value}
         if labels is not None:
             rows[LABEL] = labels
-        decoded = await model.generate(rows, finish, timeout_s=limit_s)
+        decoded = await model.generate(rows, finish, wanted=("pixels",), timeout_s=limit_s)
     headers = {"X-Model": model.reference, "Server-Timing": server_timing(encoded, decoded)}
     return Response(decoded.value, headers=headers, media_type=MEDIA_TYPES[answer_format])
 

@@ -187,6 +187,14 @@ async def read_body(request: Request) -> bytes:
     length = header(request, b"content-length") or ""
     if length.isdigit() and int(length) > settings.max_body_bytes:
         raise PayloadTooLargeError(settings.max_body_bytes)
+    watch: Watch = request.scope["state"]["watch"]
+    exchange = exchange_of(request)
+    if exchange is not None and exchange.has_whole_body:
+        body = exchange.take_body()
+        if len(body) > settings.max_body_bytes:
+            raise PayloadTooLargeError(settings.max_body_bytes)
+        watch.body_is_read = True
+        return body
     chunks, size, more = [], 0, True
     while more:
         message = await request.receive()
@@ -198,7 +206,7 @@ async def read_body(request: Request) -> bytes:
         if size > settings.max_body_bytes:
             raise PayloadTooLargeError(settings.max_body_bytes)
         chunks.append(chunk)
-    request.scope["state"]["watch"].body_is_read = True
+    watch.body_is_read = True
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

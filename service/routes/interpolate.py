@@ -177,7 +177,8 @@ async def _answer(
         rows: dict[str, NDArray[Any]] = {"noise": path}
         if number is not None:
             rows[LABEL] = np.full(len(path), number, dtype=np.int64)
-        outcome = await model.generate(rows, finish, timeout_s=limit_s)
+        wanted = ("pixels", "noise") if answer_format == "json" else ("pixels",)
+        outcome = await model.generate(rows, finish, wanted=wanted, timeout_s=limit_s)
     timing = server_timing(*outcomes, outcome)
     headers = {"X-Model": model.reference, "Server-Timing": timing}
     return Response(outcome.value, headers=headers, media_type=MEDIA_TYPES[answer_format])

@@ -161,6 +161,7 @@ async def generate_images(request: Request, body: ImageGenerationRequest) -> Res
     outcome = await model.generate(
         sampling.rows,
         _encoder(sampling, picture_format, width, height),
+        wanted=("pixels",),
         timeout_s=timeout_s(request, body.timeout_ms),
     )
     headers = {"x-model": model.reference, "server-timing": server_timing(outcome)}

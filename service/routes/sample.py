@@ -252,7 +252,10 @@ async def answer_sampling(
         outcomes.append(scored)
         content = scored.value
     else:
-        shown = await model.generate(sampling.rows, _encoder(sampling, query), timeout_s=limit_s)
+        wanted = ("pixels", "noise") if "latents" in query.include else ("pixels",)
+        shown = await model.generate(
+            sampling.rows, _encoder(sampling, query), wanted=wanted, timeout_s=limit_s
+        )
         outcomes.append(shown)
         content = shown.value
     headers = {"x-model": model.reference, "server-timing": server_timing(*outcomes)}
