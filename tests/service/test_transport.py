@@ -1,6 +1,7 @@
 """Writes of one round leave together and in order; nothing is lost when a connection closes."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from service import transport
 from service.transport import EXCHANGE, GatheringTransport, Protocol
 
 pytestmark = pytest.mark.anyio
@@ -167,6 +169,7 @@ class Clock:
         self.now = 0.0
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.create_task = asyncio.get_running_loop().create_task
+        self.call_soon = asyncio.get_running_loop().call_soon
 
     def time(self) -> float:
         return self.now
@@ -240,3 +243,44 @@ async def test_a_connection_is_not_closed_while_its_request_is_under_way() -> No
     clock.go_on(0.2 * limit_s)
     assert wire.closed
     protocol.connection_lost(None)
+
+
+async def rest(seconds: float) -> float:
+    """Let the event loop rest; returns the seconds for which it did not."""
+    began = time.thread_time()
+    await asyncio.sleep(seconds)
+    return time.thread_time() - began
+
+
+@pytest.mark.parametrize("num_others", [0, 1])
+@pytest.mark.parametrize("pause_s", [0.0, 0.25])
+async def test_it_is_awake_for_a_while_for_the_only_client_if_that_comes_back_soon(
+    monkeypatch: pytest.MonkeyPatch, pause_s: float, num_others: int
+) -> None:
+    monkeypatch.setattr(transport, "_SOON_S", 0.2)
+    state = ServerState()
+    connections = [connect(answer, state) for _ in range(1 + num_others)]
+    protocol, wire = connections[0]
+    for _ in range(3):
+        await asyncio.sleep(pause_s)
+        protocol.data_received(REQUESTS["one"])
+        await asyncio.sleep(0)
+    busy_s = await rest(0.4)
+    if num_others or pause_s:
+        assert busy_s < 0.01
+    else:
+        assert 0.02 < busy_s < 0.3
+    assert await rest(0.1) < 0.01
+    assert len(wire.writes) == 3
+    for each, _ in connections:
+        each.connection_lost(None)
+
+
+async def test_nobody_looks_out_for_a_client_who_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "_SOON_S", 10.0)
+    protocol, _ = connect()
+    for _ in range(2):
+        protocol.data_received(REQUESTS["one"])
+        await asyncio.sleep(0)
+    protocol.connection_lost(None)
+    assert await rest(0.05) < 0.01
