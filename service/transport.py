@@ -48,11 +48,9 @@ class Exchange:
         return not (cycle.more_body or cycle.disconnected)
 
     def take_body(self) -> bytes:
-        """Return the body of a request that has come as a whole, at a tenth of a message's price.
-
-        It can be had once.
-        """
+        """Return the body of a request that has come as a whole; it can be had once."""
         cycle = self._cycle
+        cycle.flow.resume_reading()  # else nobody would notice that the client goes
         body = bytes(cycle.body)
         cycle.body = bytearray()
         return body

@@ -23,6 +23,7 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.writes: list[bytes] = []
         self.closed = False
+        self.is_reading = True
 
     def write(self, data: Any) -> None:
         assert not self.closed
@@ -38,10 +39,10 @@ class Wire(asyncio.Transport):
         return self.closed
 
     def pause_reading(self) -> None:
-        """What has come is all that comes."""
+        self.is_reading = False
 
     def resume_reading(self) -> None:
-        """What has come is all that comes."""
+        self.is_reading = True
 
 
 async def test_headers_and_body_leave_together() -> None:
@@ -160,6 +161,31 @@ async def test_an_answer_at_once_is_the_same_as_one_by_messages(request_bytes: b
         protocol.connection_lost(None)
     assert seen[0] == seen[1]
     assert seen[0][0]
+
+
+@pytest.mark.parametrize("size", [0, 1000, 200_000])
+async def test_a_whole_body_can_be_taken_and_the_connection_is_heard_on(size: int) -> None:
+    taken = []
+    proceed = asyncio.Event()
+
+    async def take(scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = scope["extensions"][EXCHANGE]
+        assert exchange.has_whole_body
+        taken.append(exchange.take_body())
+        await proceed.wait()
+        await answer(scope, receive, send)
+
+    protocol, wire = connect(take)
+    body = b"x" * size
+    head = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % size
+    protocol.data_received(head + body)
+    await asyncio.sleep(0)
+    assert taken == [body]
+    assert wire.is_reading  # so that it is noticed when the client goes
+    proceed.set()
+    await asyncio.sleep(0.01)
+    assert len(wire.writes) == 1
+    protocol.connection_lost(None)
 
 
 class Clock:
