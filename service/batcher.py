@@ -244,6 +244,8 @@ class Batcher:
                 self._observer.on_answer(outcome.queue_s, outcome.run_s)
             elif self._observer:
                 self._observer.on_failure(time.monotonic() - ticket.queued_at)
+            # Whatever is raised here holds this frame, and the future of the ticket holds it.
+            del ticket
 
     def admit(self, num_rows: int) -> None:
         """Refuse rows that the queue has no room for; cheap, so it can come before any decoding.
@@ -321,9 +323,9 @@ class Batcher:
         began = time.monotonic()
         try:
             self._run_parts(batch.parts, batch.stop)
-        except StoppedError as error:
+        except StoppedError:
             for part in batch.parts:
-                part.error = error
+                part.error = StoppedError()
         except BaseException as error:
             logger.exception("a worker failed outside of the run")
             for part in batch.parts:
@@ -436,7 +438,8 @@ class Batcher:
 
     def _fail(self, ticket: Ticket[Any], error: Exception) -> None:
         if not ticket.done():
-            ticket.future.set_exception(error)
+            # Where it was raised holds the ticket, or a part of it.
+            ticket.future.set_exception(error.with_traceback(None))
         self._abandon(ticket)
 
     def _abandon(self, ticket: Ticket[Any]) -> None:

@@ -815,36 +815,73 @@ class TestLeaks:
         left = {thread.name for thread in set(threading.enumerate()) - before[1]}
         assert not [name for name in left if name.startswith("ptheta-worker")]
 
-    @pytest.mark.parametrize("fate", ["served", "cancelled", "late", "failed"])
-    async def test_rows_are_not_kept_after_their_call(
-        self,
-        graph: FakeGraph,
-        make: Make,
-        workers: Workers,
-        caplog: pytest.LogCaptureFixture,
-        fate: str,
+    @pytest.mark.parametrize("count", [3, 10], ids=["whole", "chunked"])
+    @pytest.mark.parametrize(
+        "fate", ["served", "cancelled", "late", "cancelled in its run", "late in its run"]
+    )
+    async def test_rows_are_gone_with_their_call(
+        self, graph: FakeGraph, make: Make, workers: Workers, fate: str, count: int
+    ) -> None:
+        """They do not wait for Python to look for objects that hold each other."""
+        batcher = make(max_batch_rows=4)
+        running = await busy(batcher, graph)
+        x = np.ones(count)
+        kept = weakref.ref(x)
+        timeout_s = 0.05 if fate.startswith("late") else LONG_S
+        gc.collect()
+        gc.disable()
+        try:
+            task = asyncio.create_task(batcher.submit({"x": x}, as_list, timeout_s=timeout_s))
+            del x
+            await settled()
+            if fate.endswith("in its run"):
+                graph.release()
+                graph.hold()
+                await graph.started.get()
+            if fate.startswith("cancelled"):
+                task.cancel()
+            if fate != "served":
+                await asyncio.wait([task])
+            graph.release()
+            await asyncio.wait([task])
+            await running
+            await workers.wait_until_idle()
+            assert task.cancelled() == fate.startswith("cancelled")
+            if not task.cancelled():
+                assert (task.exception() is None) == (fate == "served")
+            del task
+            await call(batcher, 5)  # the worker thread lets go of its last batch
+            assert kept() is None
+        finally:
+            gc.enable()
+
+    @pytest.mark.parametrize("count", [3, 10], ids=["whole", "chunked"])
+    @pytest.mark.parametrize("fault", ["run", "problem", "bug"])
+    async def test_rows_are_gone_with_a_call_that_fails(
+        self, make: Make, caplog: pytest.LogCaptureFixture, fault: str, count: int
     ) -> None:
         caplog.set_level(logging.CRITICAL, "service.batcher")  # its records keep tracebacks
-        batcher = make()
-        running = await busy(batcher, graph)
-        x = np.full(3, POISON if fate == "failed" else 1.0)
+
+        def finish(outputs: Rows) -> list[float]:
+            match fault:
+                case "problem":
+                    raise InvalidRequestError("not so")
+                case "bug":
+                    raise KeyError
+            return as_list(outputs)
+
+        batcher = make(max_batch_rows=4)
+        x = np.full(count, POISON if fault == "run" else 1.0)
         kept = weakref.ref(x)
-        timeout_s = 0.01 if fate == "late" else LONG_S
-        task = asyncio.create_task(batcher.submit({"x": x}, as_list, timeout_s=timeout_s))
-        del x
-        await settled()
-        if fate == "cancelled":
-            task.cancel()
-        if fate == "late":
-            await asyncio.wait([task])
-        graph.release()
-        await asyncio.wait([task])
-        await running
-        await workers.wait_until_idle()
-        assert task.cancelled() == (fate == "cancelled")
-        if not task.cancelled():
-            assert (task.exception() is None) == (fate == "served")
-        del task
-        await call(batcher, 5)  # the worker thread lets go of its last batch
         gc.collect()
-        assert kept() is None
+        gc.disable()
+        try:
+            task = asyncio.create_task(batcher.submit({"x": x}, finish, timeout_s=LONG_S))
+            del x
+            await asyncio.wait([task])
+            assert task.exception() is not None
+            del task
+            await call(batcher, 5)  # the worker thread lets go of its last batch
+            assert kept() is None
+        finally:
+            gc.enable()
