@@ -47,10 +47,16 @@ class Exchange:
         cycle = self._cycle
         return not (cycle.more_body or cycle.disconnected)
 
+    def listen(self) -> None:
+        """Hear whether the client goes; to be called once the body has been taken in.
+
+        Large pieces of it make uvicorn hear nothing more until somebody asks for the next.
+        """
+        self._cycle.flow.resume_reading()
+
     def take_body(self) -> bytes:
         """Return the body of a request that has come as a whole; it can be had once."""
         cycle = self._cycle
-        cycle.flow.resume_reading()  # else nobody would notice that the client goes
         body = bytes(cycle.body)
         cycle.body = bytearray()
         return body

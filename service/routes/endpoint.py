@@ -193,8 +193,15 @@ async def read_body(request: Request) -> bytes:
         body = exchange.take_body()
         if len(body) > settings.max_body_bytes:
             raise PayloadTooLargeError(settings.max_body_bytes)
-        watch.body_is_read = True
-        return body
+    else:
+        body = await _receive_body(request, settings.max_body_bytes)
+    watch.body_is_read = True
+    if exchange is not None:
+        exchange.listen()
+    return body
+
+
+async def _receive_body(request: Request, max_bytes: int) -> bytes:
     chunks, size, more = [], 0, True
     while more:
         message = await request.receive()
@@ -203,10 +210,9 @@ async def read_body(request: Request) -> bytes:
         chunk = message.get("body", b"")
         more = message.get("more_body", False)
         size += len(chunk)
-        if size > settings.max_body_bytes:
-            raise PayloadTooLargeError(settings.max_body_bytes)
+        if size > max_bytes:
+            raise PayloadTooLargeError(max_bytes)
         chunks.append(chunk)
-    watch.body_is_read = True
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

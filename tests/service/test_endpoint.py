@@ -3,6 +3,7 @@
 import gc
 import json
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -252,19 +253,28 @@ class TestQueue:
 
 
 class TestDeparture:
-    @pytest.mark.parametrize("method", ["GET", "POST"])
-    def test_rows_of_a_client_that_has_gone_are_not_run(self, server: Served, method: str) -> None:
+    @pytest.mark.parametrize(
+        ("method", "num_spaces", "first"),
+        [("GET", 0, 0), ("POST", 0, 0), ("POST", 100_000, 0), ("POST", 100_000, 10)],
+        ids=["get", "post", "large", "large in two pieces"],
+    )
+    def test_rows_of_a_client_that_has_gone_are_not_run(
+        self, server: Served, method: str, num_spaces: int, first: int
+    ) -> None:
         head = f"{method} /sample?model=tiny-rgb&n=3 HTTP/1.1\r\nHost: x\r\n"
+        body = ""
         if method == "POST":
-            body = '{"model": "tiny-rgb", "n": 3}'
+            body = f'{{"model": "tiny-rgb", "n": 3{" " * num_spaces}}}'
             head = head.replace("?model=tiny-rgb&n=3", "")
-            content = f"{head}Content-Length: {len(body)}\r\n\r\n{body}"
-        else:
-            content = f"{head}\r\n"
+            head = f"{head}Content-Length: {len(body)}\r\n"
+        content = f"{head}\r\n{body}"
+        cut = len(content) - len(body) + first if first else 0
         with ThreadPoolExecutor() as clients, server.held():
             running = clients.submit(server.client.post, "/sample", json={"model": "tiny-rgb"})
             wait_until(lambda: server.is_busy)
-            gone = raw_request(server, content.encode())
+            gone = raw_request(server, content[:cut].encode())
+            time.sleep(0.05 if cut else 0)  # the pieces are read apart
+            gone.sendall(content[cut:].encode())
             wait_until(lambda: server.num_queued_rows == 3)
             gone.close()
             wait_until(lambda: server.num_queued_rows == 0)

@@ -172,6 +172,7 @@ async def test_a_whole_body_can_be_taken_and_the_connection_is_heard_on(size: in
         exchange = scope["extensions"][EXCHANGE]
         assert exchange.has_whole_body
         taken.append(exchange.take_body())
+        exchange.listen()
         await proceed.wait()
         await answer(scope, receive, send)
 
