@@ -47,6 +47,12 @@ class Exchange:
         cycle = self._cycle
         return not (cycle.more_body or cycle.disconnected)
 
+    @property
+    def has_gone(self) -> bool:
+        """Whether the client went before it had its answer."""
+        disconnected: bool = self._cycle.disconnected
+        return disconnected
+
     def listen(self) -> None:
         """Hear whether the client goes; to be called once the body has been taken in.
 

@@ -61,6 +61,7 @@ class Endpoint(APIRoute):
         async def handle(request: Request) -> Response:
             watch = request.scope["state"]["watch"] = Watch(request)
             try:
+                watch.require_client()
                 return await endpoint(request, **await bind(request))
             except asyncio.CancelledError:
                 watch.acknowledge()
@@ -90,7 +91,7 @@ class Watch:
         self._reason: type[SlowRequestError] | type[ClientDisconnect] | None = None
         self._departure: asyncio.Task[None] | None = None
         self._body_timeout_s = service_of(request).settings.body_timeout_s
-        exchange = exchange_of(request)
+        exchange = self._exchange = exchange_of(request)
         self._departures = None if exchange is None else exchange.departures
         if self._departures is not None:
             self._departures.add(self._depart)
@@ -99,6 +100,15 @@ class Watch:
             loop = asyncio.get_running_loop()
             self._body_deadline = loop.time() + self._body_timeout_s
             self._timer = loop.call_later(_WATCH_AFTER_S, self._look)
+
+    def require_client(self) -> None:
+        """Refuse to work for a client who went before this watch began.
+
+        Raises:
+            ClientDisconnect: That is so, as far as is known.
+        """
+        if self._exchange is not None and self._exchange.has_gone:
+            raise ClientDisconnect
 
     def acknowledge(self) -> None:
         """Take note of a cancellation of the request's task.
@@ -116,7 +126,7 @@ class Watch:
 
     def end(self) -> None:
         """Stop watching, and let go of the request, whose scope holds this."""
-        self._request = self._task = None
+        self._request = self._task = self._exchange = None
         if self._timer is not None:
             self._timer.cancel()
         if self._departures is not None:

@@ -12,6 +12,7 @@ from uvicorn.server import ServerState
 
 from service import transport
 from service.transport import EXCHANGE, GatheringTransport, Protocol
+from tests.service.server import Served, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -187,6 +188,24 @@ async def test_a_whole_body_can_be_taken_and_the_connection_is_heard_on(size: in
     await asyncio.sleep(0.01)
     assert len(wire.writes) == 1
     protocol.connection_lost(None)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_nothing_is_done_for_a_client_who_goes_before_its_request_is_looked_at(
+    server: Served, method: str
+) -> None:
+    async def come_and_go() -> ServerState:
+        protocol = Protocol(server.server.config, ServerState(), {})
+        protocol.connection_made(Wire())
+        protocol.data_received(f"{method} /sample HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        protocol.connection_lost(None)
+        return protocol.server_state
+
+    with server.held():
+        state = asyncio.run_coroutine_threadsafe(come_and_go(), server.loop).result()
+        wait_until(lambda: not state.tasks)  # though no run can end
+        assert server.num_queued_rows == 0
+    assert 'status="499"' in server.client.get("/metrics").text
 
 
 class Clock:
