@@ -284,10 +284,14 @@ async def _sustainable(connections: Connections) -> float:
 
 async def _open_loop(connections: Connections, rate: float, seconds: float) -> Tally:
     tally = Tally()
-    began, asking = time.monotonic(), []
+    began = time.monotonic()
+    # Only those under way: to look through all of them for garbage takes half a second.
+    asking: set[asyncio.Task[int]] = set()
     for number in range(int(rate * seconds)):
         await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-        asking.append(asyncio.create_task(connections.post(tally, WORK)))
+        task = asyncio.create_task(connections.post(tally, WORK))
+        asking.add(task)
+        task.add_done_callback(asking.discard)
     await asyncio.gather(*asking)
     tally.seconds_taken = time.monotonic() - began
     return tally
