@@ -166,6 +166,10 @@ class Metrics(Collector):
         """Note a request that has been refused."""
         self._rejections.add((slug,))
 
+    def own_refusals(self, slug: str) -> float:
+        """Return how many requests this process has refused for a reason."""
+        return self._rejections.own((slug,))
+
     def on_key_rows(self, name: str, num_rows: int) -> None:
         """Note rows that are about to be run for the owner of an API key."""
         self._key_rows.add((name,), num_rows)

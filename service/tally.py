@@ -151,6 +151,10 @@ class Counter(Tally):
         """
         self._ledger.own[self._series[labels]] += amount
 
+    def own(self, labels: tuple[str, ...]) -> float:
+        """Return what this process has counted."""
+        return self._ledger.own[self._series[labels]]
+
     def collect(self) -> Iterator[Metric]:
         """Yield the totals."""
         name, documentation, labels = self._about

@@ -40,6 +40,25 @@ async def test_processes_that_are_equally_busy_give_nothing_away(tiny_store: Pat
     assert shed(service) == 0
 
 
+@pytest.mark.parametrize(("num_of_sibling", "num_shed"), [(0, 1), (1, 1), (2, 0)])
+async def test_a_process_with_a_full_queue_gives_to_a_sibling_with_fewer_calls(
+    tiny_store: Path, num_of_sibling: int, num_shed: int
+) -> None:
+    """Though its queue be too small for a large surplus."""
+    service = Service(Settings(model_store=tiny_store), Board(2))
+    service.metrics.take_place(1)
+    service.metrics.share_calls(num_of_sibling)
+    service.metrics.take_place(0)
+    for _ in range(2):
+        service.workers.enter()
+    assert shed(service) == 0
+    service.metrics.on_refusal("overloaded")
+    service.tick()
+    assert sum(service.sheds_connection() for _ in range(100)) == num_shed
+    service.tick()
+    assert not service.sheds_connection()  # none is refused any more
+
+
 async def test_a_short_surplus_sheds_nothing(tiny_store: Path) -> None:
     service = Service(Settings(model_store=tiny_store), Board(2))
     for _ in range(10):
