@@ -23,8 +23,7 @@ logger = logging.getLogger(__name__)
 # Batches come and go within a tick, so a process looks at its mean over a second, and minds only a
 # clear surplus: to connect anew costs a client more than to wait a little.
 _NEWEST_TICK_WEIGHT = 0.1
-_SURPLUS_FACTOR = 1.25
-_SURPLUS_CALLS = 1
+_SURPLUS_SHARE = 0.25
 
 # What is freed between others stays with the process, in the end as much again as is in use. To
 # give it back takes milliseconds, hence now and then, and not from a process that rests.
@@ -105,22 +104,18 @@ class Service:
         """Tell the other processes how busy this one is; called a few times a second."""
         self.metrics.refresh()
         self._mean_calls += _NEWEST_TICK_WEIGHT * (self.workers.num_calls - self._mean_calls)
-        surplus = self._mean_calls - self.metrics.share_calls(self._mean_calls)
-        self._num_to_shed = self._share_to_shed(surplus)
+        # Calls that are refused for a full queue are not counted among those under way, which a
+        # small queue keeps few however many come.
+        num_refused = self.metrics.own_refusals(OverloadedError.slug)
+        is_full, self._num_refused = num_refused > self._num_refused, num_refused
+        fair = self.metrics.share_calls(self._mean_calls)
+        surplus = self._mean_calls - fair
+        has_surplus = surplus > _SURPLUS_SHARE * fair + (0 if is_full else 1)
+        fewest = 1 if is_full else 0
+        self._num_to_shed = max(fewest, int(surplus / 2)) if has_surplus else 0
         if self._mean_calls > _FEW_CALLS and time.monotonic() >= self._next_trim:
             return_freed_memory()
             self._next_trim = time.monotonic() + _TRIM_S
-
-    def _share_to_shed(self, surplus: float) -> int:
-        fair = self._mean_calls - surplus
-        refused, before = self.metrics.own_refusals(OverloadedError.slug), self._num_refused
-        self._num_refused = refused
-        # Calls that are refused for a full queue are not counted among those under way, which a
-        # small queue keeps few however many come.
-        is_full = refused > before
-        if surplus <= fair * (_SURPLUS_FACTOR - 1) + (0 if is_full else _SURPLUS_CALLS):
-            return 0
-        return max(int(surplus / 2), is_full)
 
     def sheds_connection(self) -> bool:
         """Tell whether the next answer should ask its client to connect anew.

@@ -93,32 +93,11 @@ class Exchange:
         cycle = self._cycle
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False
-        head = b"%b%b\r\n" % (_beginning(cycle.default_headers), headers)
-        if len(body) > _LARGE_BYTES:
-            cycle.transport.write(head)
-            cycle.transport.write(body)
-        else:
-            cycle.transport.write(head + body)
+        ours = b"".join([b"%b: %b\r\n" % header for header in cycle.default_headers])
+        cycle.transport.write(b"HTTP/1.1 200 OK\r\n%b%b\r\n" % (ours, headers))
+        cycle.transport.write(body)
         cycle.message_event.set()
         cycle.on_response()
-
-
-class _Beginning:
-    """How every good answer begins; the headers of all answers are others each second."""
-
-    def __init__(self) -> None:
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._content = b""
-
-    def __call__(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        if headers is not self._headers:
-            lines = [b"%b: %b\r\n" % header for header in headers]
-            self._content = b"".join([b"HTTP/1.1 200 OK\r\n", *lines])
-            self._headers = headers
-        return self._content
-
-
-_beginning = _Beginning()
 
 
 class Protocol(HttpToolsProtocol):
